@@ -14,10 +14,11 @@ config, no workdir and no device mesh:
     (24, 16)
 """
 
+import contextlib
 import dataclasses
 import functools
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ from dapt_jax.records.ledger import Row
 from dapt_jax.records.scores import Scores
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import compare as comparing
+from dapt_jax.runtime import storage, streams
 from dapt_jax.settings import StudySettings
+from dapt_jax.settings.schema import DataSettings
 from dapt_jax.settings.training import TransferSettings
+from dapt_jax.study import leakage, prepare, study
 from dapt_jax.study import plan as planning
-from dapt_jax.study import prepare, study
 from dapt_jax.study import score as scoring
 from dapt_jax.study.classification import HeadRun
 from dapt_jax.study.plan import PhasePlan
@@ -275,7 +278,8 @@ def adaptation_run(
         val_fraction: Share of the images, by patient, on which the loss is measured after every epoch; 0 for
             none.
         balance_classes: Whether classes are weighted by their inverse frequency.
-        loss: Name of the loss; `auto` is cross-entropy.
+        loss: Name of the loss; `auto` is cross-entropy, and `ordinal` is for classes in an order: numbers, or of a
+            set that `load_dataset(..., ordinal=True)` reads.
         dtype: Dtype of activations: `float32` or `bfloat16`.
         lora: Rank and factor of the low-rank updates of patterns that end with `:lora`.
         rows: Number and seed of the rows that patterns that end with `:rows` train.
@@ -283,7 +287,8 @@ def adaptation_run(
         **options: Other fields of `TrainingRun`: `batch_size`, `optimizer`, `augment`, `caching` and so on.
 
     Raises:
-        UserError: A pattern matches no parameter, the corpus has one class, or no patient can be held out.
+        UserError: A pattern matches no parameter, the corpus has one class, or classes without an order for an
+            ordinal loss, or no patient can be held out.
     """
     _require_dataset("corpus", corpus)
     if len(corpus.classes) < 2 and not corpus.multi_label:
@@ -294,6 +299,11 @@ def adaptation_run(
     objective = losses.make(
         loss, classes=len(corpus.classes), multi_label=corpus.multi_label, uncertain=corpus.uncertain
     )
+    if loss == "ordinal":
+        try:
+            corpus = sources.ordered(corpus, {})
+        except UserError as error:
+            raise UserError(f"{error}, and ordinal=True, of load_dataset") from error
     data = TrainData(
         corpus,
         train_rows,
@@ -368,6 +378,7 @@ def evaluate(
     protocol: str = "linear",
     folds: int = 5,
     seed: int = 0,
+    leaks: str = "error",
 ) -> list[ResultRow]:
     """Train heads on an encoder's features by cross-validation, and score them.
 
@@ -387,13 +398,15 @@ def evaluate(
         protocol: Kind of head: `linear`, `mlp_small` or `mlp_large`.
         folds: Number of folds.
         seed: Seed of the folds and of the heads.
+        leaks: What images or patients in both sets do: see the setting `data.leaks`; lines on standard output say
+            what was found.
 
     Returns:
         Rows as in `results.jsonl`: `split`, `metric`, `value`, `n`, `classes` and more.
 
     Raises:
-        UserError: The sets differ in their classes or in the size of their images, or a class has fewer
-            patients than there are folds.
+        UserError: The sets differ in their classes or in the size of their images, have images or patients in
+            common, or a class has fewer patients than there are folds.
     """
     _require_dataset("development", development)
     if external is not None:
@@ -406,11 +419,16 @@ def evaluate(
     known = (linear_head.LINEAR, *head_sweep.HIDDEN)
     if protocol not in known:
         raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, known)}")
-    task = Task("task", development, {} if external is None else {"external": external})
     transfer = dataclasses.replace(TransferSettings(), folds=folds, protocols=(protocol,))
+    chosen = StudySettings(transfer=transfer, data=DataSettings(leaks=leaks))
+    whole = Task("task", development, {} if external is None else {"external": external})
+    apart = leakage.resolve((whole,), {}, chosen.data.leaks)
+    for line in apart.notes:
+        streams.say(f"warning: {line}")
+    (task,) = apart.tasks
     features = {split: extract_features(encoder, dataset) for split, dataset in task.datasets.items()}
     key = ArmKey("encoder", seed, "", encoder.encoder.name)
-    return HeadRun(StudySettings(transfer=transfer), task, key, protocol).measure(features, None)
+    return HeadRun(chosen, task, key, protocol).measure(features, None)
 
 
 def transferability_scores(
@@ -481,13 +499,14 @@ def run_study(config: config_dict.ConfigDict | StudySettings, workdir: str | Pat
 
     Args:
         config: A modified config from `default_config`, or settings.
-        workdir: Folder of the study.
+        workdir: Folder of the study; `gs://`, `s3://` and whatever fsspec opens too.
 
     Raises:
         UserError: The study cannot run; one line gives the reason.
     """
-    study.run(_settings(config), Path(workdir))
-    return Records.read(Path(workdir))
+    with _folder(workdir, "run") as folder:
+        study.run(_settings(config), folder)
+        return Records.read(folder)
 
 
 def score(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -> Scores:
@@ -506,12 +525,13 @@ def score(config: config_dict.ConfigDict | StudySettings, workdir: str | Path) -
     Args:
         config: A modified config from `default_config`, or settings; the section `scoring` names the
             checkpoints and the grid of variants.
-        workdir: Folder of the results.
+        workdir: Folder of the results; may be a URL, as of `run_study`.
 
     Raises:
         UserError: A checkpoint, a set or a score is invalid; one line gives the reason.
     """
-    return scoring.run(_settings(config), Path(workdir))
+    with _folder(workdir, "score") as folder:
+        return scoring.run(_settings(config), folder)
 
 
 def compare(workdirs: Sequence[str | Path], workdir: str | Path) -> Records:
@@ -525,12 +545,13 @@ def compare(workdirs: Sequence[str | Path], workdir: str | Path) -> Records:
 
     Args:
         workdirs: Folders of the studies, `WORKDIR` or `NAME=WORKDIR`.
-        workdir: Folder of the report.
+        workdir: Folder of the report; may be a URL, as of `run_study`.
 
     Raises:
         UserError: The studies cannot be compared, since tasks, images or folds differ; says which.
     """
-    return comparing.build([str(each) for each in workdirs], Path(workdir))
+    with _folder(workdir, "compare") as folder:
+        return comparing.build([str(each) for each in workdirs], folder)
 
 
 def read_study(workdir: str | Path) -> Records:
@@ -540,12 +561,13 @@ def read_study(workdir: str | Path) -> Records:
     'types'
 
     Args:
-        workdir: Folder of the study.
+        workdir: Folder of the study; may be a URL, as of `run_study`.
 
     Raises:
         UserError: The folder holds no study, or a file is damaged; names file and line.
     """
-    return Records.read(Path(workdir))
+    with _folder(workdir, "report") as folder:
+        return Records.read(folder)
 
 
 def load_predictor(path: str | Path | Sequence[str | Path], *, calibrate: bool = False) -> Predictor:
@@ -566,6 +588,14 @@ def load_predictor(path: str | Path | Sequence[str | Path], *, calibrate: bool =
         UserError: There is no target model, or the models are of several tasks, strategies or protocols.
     """
     return predictor.load(path, calibrate=calibrate)
+
+
+@contextlib.contextmanager
+def _folder(workdir: str | Path, mode: str) -> Iterator[Path]:
+    """Yield a workdir, or the local copy of one elsewhere, as the command of that mode has it."""
+    with storage.workdir(str(workdir) or ".", mode) as folder:
+        assert folder is not None
+        yield folder
 
 
 def _settings(config: config_dict.ConfigDict | StudySettings) -> StudySettings:

@@ -143,12 +143,21 @@ def check_fields(instance: "DataclassInstance") -> None:
         constraint, value = constraint_of(field), getattr(instance, field.name)
         if _is_of(field, "int") and not isinstance(value, numbers.Integral):
             raise SettingError(field.name, value, "a whole number")
-        if _is_of(field, "tuple[str, ...]") and isinstance(value, str):
+        if holds_names(field) and isinstance(value, str):
             raise SettingError(field.name, value, f"several names, such as ({value!r},)")
+        if holds_names(field) and isinstance(value, tuple | list):
+            for each in value:
+                if not isinstance(each, str):
+                    raise SettingError(field.name, value, f"names as text, such as ({str(each)!r},)")
         if constraint.choices and value not in constraint.choices:
             raise SettingError(field.name, value, nearest(str(value), constraint.choices), unknown=True)
         if isinstance(value, int | float) and not isinstance(value, bool) and not constraint.allows(value):
             raise SettingError(field.name, value, constraint.range)
+
+
+def holds_names(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field holds several names."""
+    return _is_of(field, "tuple[str, ...]")
 
 
 def _is_of(field: "dataclasses.Field[Any]", annotation: str) -> bool:

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import contextlib
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 HELP = {"--help", "-help", "-h"}
 OF_RECORDS = ("status", "report")
 """Modes that read the records of a workdir alone: they need no settings, and so no JAX."""
+SHOWN = ("config.report.", "config.energy.")
+"""How the flags begin of what a report shows, as the study has recorded it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         with preemption_handler:
             mode, workdir = _mode_and_workdir(argv[1:])
-            if mode in OF_RECORDS:
-                _show_records(mode, workdir)
+            if mode in OF_RECORDS and _are_known(argv[1:]):
+                _show_records(mode, workdir, argv[1:])
                 return 0
             if HELP & set(argv[1:]):
                 print(help_text(), end="")
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
                 return _run_grid(grid, mode, workdir)
             settings, workdir = flags.parse(argv[1:])
             if settings.mode != "run" or workdir is None:
-                _show(settings, workdir)
+                _show(settings, workdir, argv[1:])
                 return 0
             from dapt_jax.study import study
 
@@ -142,17 +145,60 @@ def _one_of_several(
 
 def _mode_and_workdir(arguments: Sequence[str]) -> tuple[str, str | None]:
     """Return the mode and the workdir of the arguments; empty and None where absent."""
-    mode, workdir = "", None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if name == "config.mode":
-            mode = value if equals else following
-        elif name == "workdir":
-            workdir = (value if equals else following) or None
-    return mode, workdir
+    given = _flags(arguments)
+    return given.get("config.mode", ""), given.get("workdir") or None
 
 
-def _show_records(mode: str, workdir: str | None) -> None:
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the flags of the arguments by name, `--NAME=VALUE` or `--NAME VALUE`; the last of several counts.
+
+    An argument that is no flag and no flag's value is a name without a value.
+    """
+    found: dict[str, str] = {}
+    pending = iter(zip(arguments, [*arguments[1:], ""], strict=True))
+    for argument, following in pending:
+        name, equals, value = argument.partition("=")
+        is_flag = argument.startswith("-")
+        found[name.lstrip("-") if is_flag else argument] = value if equals else following if is_flag else ""
+        if is_flag and not equals and not following.startswith("-"):
+            next(pending, None)
+    return found
+
+
+def _are_known(arguments: Sequence[str]) -> bool:
+    """Return whether the help names all flags, so that `flags.parse`, which needs JAX, has none to refuse."""
+    known = {"config", "workdir", *re.findall(r"^  --(config\.[a-z\d_.]+)=", help_text(), re.MULTILINE)}
+    sections = tuple(f"config.{name}." for name in ("corpus", "corpora", "tasks", "custom_strategies"))
+    return all(name in known or name.startswith(sections) for name in _flags(arguments))
+
+
+def _check_shown(arguments: Sequence[str], workdir: Path) -> None:
+    """Refuse a flag that would change what a report shows: it is drawn from the records alone."""
+    from dapt_jax.records.study_records import Records
+
+    config = Records.read(workdir).config
+    for name, text in _flags(arguments).items():
+        if not name.startswith(SHOWN):
+            continue
+        _, section, setting = name.split(".")
+        value = (config.get(section) or {}).get(setting)
+        if value is not None and not _is_said(value, text):
+            raise UserError(
+                f"--{name}={text}: mode=report shows what {workdir / 'config.json'} records, {value!r}; expected "
+                "the study's own command, --config.mode=run, with this flag: what is finished is not run again"
+            )
+
+
+def _is_said(value: object, text: str) -> bool:
+    if isinstance(value, str):
+        return text == value
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
+
+
+def _show_records(mode: str, workdir: str | None, arguments: Sequence[str]) -> None:
     """Run a mode that only reads a workdir."""
     with storage.workdir(workdir, mode) as folder:
         if folder is None:
@@ -164,6 +210,7 @@ def _show_records(mode: str, workdir: str | None) -> None:
         else:
             from dapt_jax import report
 
+            _check_shown(arguments, folder)
             report.build(folder)
             streams.say(f"report: {folder / 'report.html'}")
 
@@ -182,10 +229,10 @@ def _show_models() -> None:
 NO_WORKDIR = "no workdir; expected --workdir=FOLDER, such as --workdir=runs/quickstart"
 
 
-def _show(settings: "StudySettings", workdir: str | None) -> None:
+def _show(settings: "StudySettings", workdir: str | None, arguments: Sequence[str]) -> None:
     """Run a mode that does not train."""
     if settings.mode in OF_RECORDS:
-        _show_records(settings.mode, workdir)
+        _show_records(settings.mode, workdir, arguments)
         return
     with storage.workdir(workdir, settings.mode) as folder:
         if settings.mode == "models":

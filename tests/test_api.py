@@ -1,11 +1,13 @@
 """The front door: every public name has an example that runs, and `import dapt_jax` costs nothing."""
 
+import dataclasses
 import doctest
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -124,12 +126,48 @@ def test_an_array_whose_values_or_axes_are_not_known_is_refused_not_guessed(enco
         dj.extract_features(encoder, images)
 
 
+def test_sets_with_images_in_common_are_scored_where_that_is_asked_for(encoder, capsys):
+    data = dj.load_dataset("phantoms", name="development", n=40, image_size=32)
+    rows = dj.evaluate(encoder, data, data, folds=2, leaks="mark")
+    assert {row["split"] for row in rows} == {"development", "external"}
+    assert capsys.readouterr().out.startswith("warning: ")
+
+
+def test_a_workdir_may_be_elsewhere(tmp_path, monkeypatch):
+    """By the same mirror as of the command: no folder `memory:` is made here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    files = fsspec.filesystem("memory")
+    for name in ("config.json", "results.jsonl", "ledger.jsonl"):
+        files.pipe_file(f"/bucket/study/{name}", (ROOT / "docs" / "wbc" / name).read_bytes())
+    assert dj.read_study("memory://bucket/study").results == dj.read_study(ROOT / "docs" / "wbc").results
+    files.store.clear()
+    folder = ROOT / "docs" / "wbc"
+    for call in (
+        lambda place: dj.run_study(dj.default_config(), place),
+        lambda place: dj.score(dj.default_config(), place),
+        lambda place: dj.compare([folder, folder], place),
+    ):
+        with pytest.raises(dj.UserError, match="nosuch://bucket/x"):
+            call("nosuch://bucket/x")
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+
+
 def test_wrong_arguments_are_answered_with_what_was_expected(encoder):
     data, small = (
         dj.load_dataset("phantoms", name="development", n=24, image_size=size) for size in (32, 16)
     )
     with pytest.raises(dj.UserError, match="external: image_size is 16; expected 32"):
         dj.evaluate(encoder, data, small)
+    with pytest.raises(dj.UserError, match="24 images are in both task external and task development"):
+        dj.evaluate(encoder, data, data)
+    with pytest.raises(dj.UserError, match="unknown leaks 'mrk'; did you mean 'mark'"):
+        dj.evaluate(encoder, data, data, leaks="mrk")
+    phases = [dj.Phase("head", 1, trainable=("head",), lr=1e-3)]
+    with pytest.raises(dj.UserError, match=r"these are names: .*HIGHEST' with all of them, and ordinal=True"):
+        dj.adaptation_run(encoder, data, phases, loss="ordinal")
+    grades = dataclasses.replace(data, ordinal=True)
+    assert dj.adaptation_run(encoder, grades, phases, loss="ordinal").model.outputs == len(data.classes) - 1
     with pytest.raises(dj.UserError, match="corpus is a ndarray; expected a data set"):
         dj.adaptation_run(encoder, IMAGES, [])
     for size in (0, 64.0, "64"):

@@ -32,3 +32,29 @@ def test_features_are_those_of_the_encoder_with_the_ids_of_the_images(tmp_path, 
     capsys.readouterr()
     assert command.run(*flags, "--config.embed_level=stage3/blok1") == 2
     assert "did you mean 'stage3/block1'" in capsys.readouterr().err
+
+
+def test_features_of_another_encoder_are_not_those_that_are_there(tmp_path, capsys, monkeypatch):
+    """Random weights have no fingerprint, and files of equal weights may be normalised otherwise."""
+    monkeypatch.setattr(
+        "dapt_jax.cost.hardware.lacks_bfloat16", lambda: False
+    )  # else it is float32 on some CPUs
+    flags = command.small(
+        "--config.mode=embed", "--config.strategies=none", "--config.weights=random", f"--workdir={tmp_path}"
+    )
+    file, features = tmp_path / "embeddings" / "leukocytes-external.npz", []
+    for change in (
+        "--config.model.name=efficientnet_lite0",
+        "--config.model.preprocess=half",
+        "--config.model.dtype=bfloat16",
+        "--config.model.name=resnet18",
+    ):
+        flags = [*(each for each in flags if each.partition("=")[0] != change.partition("=")[0]), change]
+        assert command.run(*flags) == 0
+        with np.load(file) as found:
+            features.append(found["feature"])
+    assert features[-1].shape[1] == 512
+    assert not np.allclose(features[0], features[1], atol=1e-4)
+    assert capsys.readouterr().out.count("is complete") == 0
+    assert command.run(*flags) == 0
+    assert capsys.readouterr().out.count("is complete") == 2

@@ -286,6 +286,44 @@ def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
     assert (workdir / "report.md").read_bytes() == (finished / "report.md").read_bytes()
 
 
+@pytest.mark.parametrize("mode", ["report", "status"])
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.nonsense=1", "the config has no setting 'nonsense'"),
+        ("--config.report.metrc=auc", "did you mean 'report.metric'"),
+        ("--nonsense", "no flag '--nonsense'"),
+        ("nonsense", "unexpected argument 'nonsense'"),
+    ],
+)
+def test_modes_that_read_records_refuse_what_is_no_setting(finished, capsys, mode, flag, words):
+    assert run(f"--config.mode={mode}", flag, f"--workdir={finished}") == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("report.metric=balanced_accuracy", "report.metric=balanced_accuracy: mode=report shows what"),
+        ("report.margin=0.2", "config.json records, 0.01"),
+        ("energy.region=france", "expected the study's own command, --config.mode=run, with this flag"),
+    ],
+)
+def test_a_report_of_other_settings_is_refused_and_the_study_itself_makes_it(finished, capsys, flag, words):
+    assert run("--config.mode=report", f"--config.{flag}", f"--workdir={finished}") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_report_takes_the_settings_that_are_recorded(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "study")
+    flags = ("--config.report.metric", "auc", "--config.report.margin=1e-2", "--config.corpus.n=48")
+    assert run("--config.mode=report", *flags, f"--workdir={workdir}") == 0
+    other = "--config.report.metric=balanced_accuracy"
+    assert run("--config.mode=report", other, f"--workdir={workdir}") == 2
+    assert run(*small(other), f"--workdir={workdir}") == 0
+    assert run("--config.mode=report", other, f"--workdir={workdir}") == 0
+
+
 # ---- the configs of this repository
 # -------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from dapt_jax import metrics
 from dapt_jax.cost import energy, hardware
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
@@ -16,6 +17,7 @@ from dapt_jax.settings import default, from_json, resolve, to_dict
 from dapt_jax.study import budgets, head_curves, plan, prepare, strategies
 from dapt_jax.study.arms import Study
 from dapt_jax.study.classification import HeadRun
+from dapt_jax.study.predictions import classes_outside
 from dapt_jax.study.strategies import scaled
 from dapt_jax.study.tasks import ArmKey, Task
 from dapt_jax.training.cache.policy import Caching, choose_cache
@@ -74,6 +76,21 @@ def test_a_set_of_unknown_size_is_an_error_that_says_how_to_state_it():
     with pytest.raises(UserError, match=r"no folder /nowhere") as caught:
         prepare.prepare(resolve(config))
     assert "plan.images" not in str(caught.value)
+
+
+def test_a_size_that_a_set_which_is_here_does_not_have_is_refused():
+    config = default()
+    config.mode, config.weights, config.model.image_size = "plan", "random", 32
+    config.strategies, config.transfer.protocols, config.transfer.folds = ("full",), ("linear",), 2
+    config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 48})
+    config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 40}}
+    config.plan.images = "corpus=24422"
+    with pytest.raises(
+        UserError, match=r"states 24,422 images of corpus, and the set is here with 48; expected"
+    ):
+        prepare.prepare(resolve(config))
+    config.plan.images = "corpus=48,cells.development=40"
+    assert len(prepare.prepare(resolve(config)).corpora[""]) == 48
 
 
 def test_a_mistyped_kind_is_refused_instead_of_the_size_of_all_kinds():
@@ -208,11 +225,14 @@ def test_a_cpu_without_bfloat16_arithmetic_computes_in_float32_and_says_so(
     monkeypatch.setattr(hardware, "Path", lambda _: tmp_path / "cpuinfo")
     single = resolve(default())
     half = dataclasses.replace(single, model=dataclasses.replace(single.model, dtype="bfloat16"))
-    assert budgets.with_fast_dtype(half) == (single if dtype == "float32" else half)
+    assert budgets.for_this_device(half) == (single if dtype == "float32" else half)
     assert capsys.readouterr().out.count("float32 in the place of bfloat16") == (dtype == "float32")
-    assert budgets.with_fast_dtype(single) is single
-    of_tpu = dataclasses.replace(half, mode="aot")
-    assert budgets.with_fast_dtype(of_tpu) is of_tpu
+    assert budgets.for_this_device(single) is single
+    again = dataclasses.replace(single, model=dataclasses.replace(single.model, remat=("*",)))
+    assert budgets.for_this_device(again) == single
+    assert "saves no memory on a CPU" in capsys.readouterr().out
+    of_tpu = dataclasses.replace(again, mode="aot")
+    assert budgets.for_this_device(of_tpu) is of_tpu
 
 
 # --- phases and optimizers
@@ -288,3 +308,18 @@ def test_the_auc_after_every_epoch_is_that_of_a_head_trained_so_long(tmp_path):
     head_curves.write(tmp_path, key, task, "mlp_small", {"development": np.array([0.5, 0.75])})
     text = (tmp_path / "head_curves" / "full-seed0" / "t-mlp_small.csv").read_text()
     assert text == "epoch,development\n1,0.500000\n2,0.750000\n"
+
+
+def test_a_class_that_a_head_never_saw_does_not_count_in_its_curve():
+    data = tiny.dataset(12)
+    data = dataclasses.replace(data, labels=np.array([0, 1] * 4 + [2] * 4))
+    task = Task("t", data, {})
+    folds = [(np.arange(8), np.arange(4, 12)), (np.arange(4, 12), np.arange(4))]
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), size=(2, 1, 12))
+    found = head_curves.curves(task, folds, {"development": probabilities})[task.scored]
+    expected = []
+    for (_, rows), (of_fold,) in zip(folds, probabilities, strict=True):
+        seen = classes_outside(data, rows)
+        scores = metrics.classification(data.labels[rows], of_fold[rows], data.classes, seen=seen)
+        expected.append(next(score.value for score in scores if score.metric == "auc"))
+    assert found == pytest.approx([np.mean(expected)])

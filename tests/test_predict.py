@@ -199,6 +199,19 @@ def test_names_are_no_formulas_and_images_that_cannot_be_read_have_a_row(workdir
     assert "grey.png: unlike the training images" in capsys.readouterr().err
 
 
+def test_the_memory_that_an_image_may_take_is_that_of_the_setting(workdir, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (900, 900)).save(tmp_path / "in" / "large.png")
+    flags = (
+        f"--config.predict.model={models(workdir, 'cells', 'linear')}",
+        f"--config.predict.images={tmp_path / 'in'}",
+        f"--workdir={tmp_path / 'out'}",
+    )
+    assert predict(*flags, "--config.data.max_image_mb=1") == 2
+    assert "the limit for decoded data is 0.000977 GiB" in capsys.readouterr().err
+    assert predict(*flags) == 0
+
+
 def test_heads_that_stop_early_cost_what_was_planned(workdir):
     ready = prepare.prepare(resolve(study_config()))
     planned = plan.transfer_flops(ready, ready.arms[0], ready.tasks[0])
@@ -221,6 +234,29 @@ def test_calibration_softens_and_keeps_the_order(workdir, images, tmp_path):
     assert all(0.05 <= value <= 20 for values in temperatures for value in values)
     np.testing.assert_allclose(calibrated(pixels).probabilities.sum(1), 1, atol=1e-5)
     assert not np.allclose(plain(pixels).probabilities, calibrated(pixels).probabilities, atol=1e-4)
+
+
+def test_without_images_held_out_all_models_stay_and_none_is_calibrated(tmp_path, images, capsys):
+    config = study_config()
+    config.custom_strategies.stem = {"cut_after": "stem"}
+    config.strategies, config.seeds, config.transfer.keep = ("cut", "stem"), (0,), "best"
+    config.transfer.protocols = ("linear",)
+    config.tasks.cells = {"train": CELLS, "test": {**CELLS, "name": "external", "n": 24}}
+    dj.run_study(config, tmp_path / "study")
+    assert {each.name for each in (tmp_path / "study" / "models" / "cells").iterdir()} == {
+        "cut-linear",
+        "stem-linear",
+    }
+    line = "cells: no strategy has a development score, so those of all strategies stay, as with transfer.keep=all"
+    assert line in capsys.readouterr().out
+    flags = (
+        f"--config.predict.model={models(tmp_path / 'study', 'cells', 'linear')}",
+        f"--config.predict.images={images}",
+        f"--workdir={tmp_path / 'out'}",
+    )
+    assert predict(*flags, "--config.predict.calibrate=true") == 2
+    assert "seed0.safetensors stores no temperature: no labelled development" in capsys.readouterr().err
+    assert predict(*flags) == 0
 
 
 def test_images_in_memory_are_checked(workdir):
@@ -377,10 +413,29 @@ def test_programs_give_the_same_probabilities(tmp_path, workdir):
     program = jax.export.deserialize(bytearray((folder / deploy.STABLEHLO).read_bytes()))
     np.testing.assert_allclose(program.call(pixels), expected, atol=1e-4)
     np.testing.assert_allclose(program.call(pixels[:1]), expected[:1], atol=1e-4)
+    assert f"Images are RGB of {SIDE} x {SIDE} pixels" in (folder / "README.md").read_text()
     masks = segmenter_model(32)
     deploy.write_stablehlo(tmp_path / "masks.stablehlo", masks)
     program = jax.export.deserialize(bytearray((tmp_path / "masks.stablehlo").read_bytes()))
     np.testing.assert_allclose(program.call(pixels), Ensemble([masks])(pixels).probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize(("number", "words"), [(10, "2 members and ten crops of 24"), (1, "the central 24")])
+def test_a_program_takes_the_crops_that_were_scored(tmp_path, workdir, number, words):
+    model = target_model.read(target_model.find([models(workdir, "cells", "linear")])[0])
+    model = dataclasses.replace(model, about=dataclasses.replace(model.about, side=24, crops=number))
+    deploy.write(tmp_path, model)
+    pixels = CLASSES.images.batch(range(3))
+    program = jax.export.deserialize(bytearray((tmp_path / deploy.STABLEHLO).read_bytes()))
+    np.testing.assert_allclose(program.call(pixels), Ensemble([model])(pixels).probabilities, atol=1e-4)
+    assert words in (page := (tmp_path / "README.md").read_text())
+    assert f"Images are RGB of {SIDE} x {SIDE} pixels" in page
+
+
+def test_the_page_of_a_program_of_masks_says_that_scores_are_of_windows():
+    masks = segmenter_model(48)
+    masks = dataclasses.replace(masks, about=dataclasses.replace(masks.about, side=32))
+    assert "means over windows that overlap by 0.5, the output is that of one" in deploy._page(masks)
 
 
 def test_weights_of_timm_with_the_head_see_the_same(tmp_path):
@@ -396,6 +451,21 @@ def test_weights_of_timm_with_the_head_see_the_same(tmp_path):
         with torch.no_grad():
             found.append(network(x).softmax(1).numpy())
     np.testing.assert_allclose(np.mean(found, 0), Ensemble([model])(pixels).probabilities, atol=1e-4)
+
+
+def test_a_path_may_select_a_slice_as_a_table_does(tmp_path):
+    """Any slice of a volume of the axis that the training images have; without an index a line asks for one."""
+    values = np.random.default_rng(0).uniform(0, 1000, (20, 24, 28)).astype(np.float32)
+    nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / "scan.nii.gz")
+    (tmp_path / "list.csv").write_text("image\nscan.nii.gz[0]\nscan.nii.gz[5]\n")
+    reading = Reading(SIDE, axis=1)
+    paths = [tmp_path / "scan.nii.gz[0]", f"{tmp_path}/scan.nii.gz[5]"]
+    found = inputs.from_paths(paths, reading)
+    (batch,) = inputs.batches(tmp_path / "list.csv", reading, 2)
+    np.testing.assert_array_equal(found, inputs.read(batch, reading, 1).pixels)
+    assert (found[0] != found[1]).any()
+    with pytest.raises(UserError, match="holds 24 slices, expected one image per file; name one, 0 to 23"):
+        inputs.from_paths([tmp_path / "scan.nii.gz"], reading)
 
 
 def test_a_table_names_images_row_by_row(images, tmp_path):

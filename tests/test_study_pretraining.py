@@ -69,6 +69,7 @@ def test_a_reference_loads_the_named_epoch_and_by_default_what_the_study_hands_o
         ("@epochs=4", "did you mean 'epoch'?"),
         ("@epoch=first", "epoch is 'first'; expected a number, best, last or all"),
         ("@epoch=all", "3 epochs; expected one here (kept epochs: 1, 2, 3"),
+        ("@epoch=all", "custom_strategies.NAME.weights and scoring.checkpoints take all of them"),
     ],
 )
 def test_a_reference_to_what_does_not_exist_lists_what_does(pretrained, at, line):

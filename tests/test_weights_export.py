@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import dapt_jax as dj
 from dapt_jax import main as command
 from dapt_jax.errors import UserError
 from dapt_jax.export.encoders import parity_image
@@ -103,6 +104,40 @@ def test_an_orbax_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     same_bits(batch_stats, back_stats)
 
 
+@pytest.mark.parametrize("form", ["encoder.safetensors", "encoder.npz", "timm.safetensors", "orbax"])
+def test_every_form_says_how_images_are_normalised_and_where_the_encoder_was_cut(
+    tmp_path: Path, form
+) -> None:
+    encoder = dj.load_encoder("resnet18", "random", preprocess="0.3,0.2", cut_after="stage2/block1")
+    path = tmp_path / form
+    if form == "orbax":
+        export.write_orbax(path, encoder.params, encoder.batch_stats, encoder.encoder)
+    elif form.startswith("timm"):
+        encoder.export(path)
+    else:
+        encoder.save(path)
+    back = dj.load_encoder("resnet18", str(path))
+    assert back.encoder.groups == encoder.encoder.groups
+    assert back.encoder.preprocess == encoder.encoder.preprocess
+    assert "as the file remembers" in back.report.normalisation
+    same_bits(encoder.params, back.params)
+    same_bits(encoder.batch_stats, back.batch_stats)
+
+
+@pytest.mark.parametrize("form", ["encoder.npz", "orbax"])
+def test_damaged_metadata_is_one_line(tmp_path: Path, form) -> None:
+    encoder = dj.load_encoder("resnet18", "random", cut_after="stem")
+    path = tmp_path / form
+    if form == "orbax":
+        export.write_orbax(path, encoder.params, encoder.batch_stats, encoder.encoder)
+        (path / "dapt_jax.json").write_text("[1]")
+    else:
+        arrays = flatten(encoder.params) | flatten(encoder.batch_stats)
+        np.savez(path, **arrays, __metadata__=np.frombuffer(b"{", np.uint8))
+    with pytest.raises(UserError, match="damaged metadata; expected those that dapt_jax writes"):
+        dj.load_encoder("resnet18", str(path))
+
+
 def test_damaged_orbax_folders_are_one_line(tmp_path: Path) -> None:
     params, batch_stats = drawn("resnet18")
     export.write_orbax(tmp_path / "orbax", {"stem": params["stem"]}, {"stem": batch_stats["stem"]})
@@ -150,16 +185,34 @@ def test_every_family_is_a_program_of_any_batch(tmp_path: Path, name: str) -> No
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """A study of one adapted arm, exported by the same command."""
+    """A study of two adapted arms, one with a corpus and weights of its own, exported by the same command."""
     folder = tmp_path_factory.mktemp("study")
-    flags = small("--config.seeds=0", "--config.strategies=none,partial", f"--workdir={folder}")
+    config = folder / "config.py"
+    config.write_text(
+        "import runpy\n\n\ndef get_config():\n"
+        f"    config = runpy.run_path({str(ROOT / 'configs' / 'quickstart.py')!r})['get_config']()\n"
+        "    config.corpora.smears = {'kind': 'phantoms', 'name': 'corpus', 'n': 30}\n"
+        "    config.custom_strategies.own = {'like': 'partial', 'weights': 'random', 'corpus': 'smears'}\n"
+        "    return config\n"
+    )
+    _, *rest = small("--config.seeds=0", "--config.strategies=none,partial,own")
+    flags = (f"--config={config}", *rest, f"--workdir={folder / 'run'}")
     assert run(*flags) == 0
     assert run(*flags, "--config.mode=export") == 0
-    return folder
+    return folder / "run"
+
+
+def flags_of(workdir: Path, *flags: str) -> list[str]:
+    """The command that made the workdir, with others of its flags."""
+    given = small("--config.mode=export", "--config.seeds=0", "--config.strategies=none,partial,own")[1:]
+    left = [
+        each for each in given if each.partition("=")[0] not in {flag.partition("=")[0] for flag in flags}
+    ]
+    return [f"--config={workdir.parent / 'config.py'}", *left, *flags, f"--workdir={workdir}"]
 
 
 def test_the_mode_writes_every_form_and_a_card(workdir: Path) -> None:
-    assert [path.name for path in (workdir / "export").iterdir()] == ["partial-seed0"]
+    assert {path.name for path in (workdir / "export").iterdir()} == {"partial-seed0", "own-seed0"}
     arm = workdir / "export" / "partial-seed0"
     assert {path.name for path in arm.iterdir()} == {
         "README.md", "encoder.safetensors", "encoder.stablehlo", "orbax", "timm.safetensors",
@@ -192,6 +245,34 @@ def test_the_card_says_where_from_at_what_cost_and_how_good(workdir: Path) -> No
     assert 'timm.create_model("tf_efficientnet_lite0", num_classes=0)' in card
 
 
+def test_the_card_names_the_weights_and_the_corpus_of_the_strategy(workdir: Path) -> None:
+    card = (workdir / "export" / "own-seed0" / "README.md").read_text()
+    assert "| source weights | `random`; random (seed 0) |" in card
+    (line,) = (each for each in card.splitlines() if each.startswith("| in-domain corpus |"))
+    assert line.startswith("| in-domain corpus | 30 images, classes ")
+    assert "n 30" in line
+    contents = json.loads((workdir / "config.json").read_text())["contents"]
+    assert f"fingerprint `{contents['corpora.smears']['images']}`" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.adapt.partial_groups=1", "adapt.partial_groups was 3 there and is 1 now"),
+        ("--config.adapt.lr=0.5", "adapt.lr was"),
+        ("--config.weights=random", "weights was 'imagenet' there and is 'random' now"),
+    ],
+)
+def test_a_card_is_not_written_by_settings_of_another_study(workdir: Path, capsys, flag, words) -> None:
+    assert run(*flags_of(workdir, flag)) == 2
+    assert f"{workdir} holds the study of another config: {words}" in capsys.readouterr().err
+
+
+def test_an_export_may_be_of_some_strategies_on_another_machine(workdir: Path, capsys) -> None:
+    assert run(*flags_of(workdir, "--config.strategies=own", "--config.cache.memory_mb=7")) == 0
+    assert capsys.readouterr().out.strip().endswith("own-seed0")
+
+
 def test_the_parity_hint_tells_a_transposed_kernel(workdir: Path) -> None:
     card = (workdir / "export" / "partial-seed0" / "README.md").read_text()
     told = {int(at): float(value) for at, value in re.findall(r"\[(\d+)\] = ([-+.e\d]+\d)", card)}
@@ -212,7 +293,7 @@ def test_the_parity_hint_tells_a_transposed_kernel(workdir: Path) -> None:
 def test_exporting_what_no_study_has_made_is_one_line(tmp_path: Path, workdir: Path, capsys) -> None:
     assert run(*small("--config.mode=export"), f"--workdir={tmp_path}") == 2
     assert "no such file" in capsys.readouterr().err
-    assert run(*small("--config.mode=export", "--config.strategies=none"), f"--workdir={workdir}") == 2
+    assert run(*flags_of(workdir, "--config.strategies=none")) == 2
     assert "no finished adapted.safetensors (no strategy adapts)" in capsys.readouterr().err
     assert command.main(["x", "--config.mode=export"]) == 2
 

@@ -20,7 +20,7 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.study import budgets, prepare, strategies
 from dapt_jax.study.prepare import NamedSet
 from dapt_jax.training.evaluate import ShardedForward
-from dapt_jax.weights import locate
+from dapt_jax.weights import locate, normalisation
 
 FOLDER = "embeddings"
 BATCH = 64
@@ -31,8 +31,8 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
 
     A file holds `feature` (float32 [n, d]), `image` (str [n], as its reader names it), `group` (str [n], the
     patient), `label` ([n] class numbers, or [n, classes]), `classes` (str [classes]) and `key`, which names
-    weights, images and layer group. A file with the same key is not computed again, so the same command
-    resumes.
+    architecture, weights, normalisation, dtype, layer group and images. A file with the same key is not
+    computed again, so the same command resumes.
 
     Args:
         settings: Settings of the study; `weights` says whose features, `embed_level` of which layer group.
@@ -45,7 +45,7 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
         UserError: The weights or the images cannot be read, the encoder has no such layer group, or the
             settings name no images.
     """
-    settings = budgets.with_fast_dtype(strategies.expanded(settings))
+    settings = budgets.for_this_device(strategies.expanded(settings))
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
     level = settings.embed_level
     if level:
@@ -60,8 +60,13 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
     forward = ShardedForward(
         _features_of(encoder, level, settings.model.dtype), params, batch_stats, sharding.make_mesh()
     )
+    # Random weights have no fingerprint: their seed and the architecture say which they are.
+    network = (
+        f"{encoder.name}, weights {report.fingerprint or report.source}, normalisation "
+        f"{normalisation.describe(encoder.preprocess)}, {settings.model.dtype}, level {level or 'pooled'}"
+    )
     return [
-        _write(prepare.read_set(settings, named).dataset, forward, report.fingerprint, level, path)
+        _write(prepare.read_set(settings, named).dataset, forward, network, path)
         for named in named_sets
         if (path := _path(workdir, named))
     ]
@@ -72,8 +77,8 @@ def _path(workdir: Path, named: NamedSet) -> Path:
     return workdir.joinpath(*safe_paths.check(f"{FOLDER}/{name}.npz", workdir))
 
 
-def _write(dataset: Dataset, forward: ShardedForward, fingerprint: str, level: str, path: Path) -> Path:
-    key = f"weights {fingerprint}, images {dataset.fingerprint()}, level {level or 'pooled'}"
+def _write(dataset: Dataset, forward: ShardedForward, network: str, path: Path) -> Path:
+    key = f"{network}, images {dataset.fingerprint()}"
     if path.exists() and str(arrays.read(path).get("key", "")) == key:
         streams.say(f"embed: {path} is complete")
         return path

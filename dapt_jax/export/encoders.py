@@ -12,8 +12,9 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import strategies
+from dapt_jax.study import workdir as workdirs
 from dapt_jax.study.adapt import ADAPTED, read_about
-from dapt_jax.study.arms import Arm
+from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.training.phases import Phase
 from dapt_jax.weights import export, locate
@@ -29,19 +30,22 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
     `README.md`.
 
     Args:
-        settings: Settings of the study.
+        settings: Settings of the study; it may name fewer strategies and seeds.
         workdir: Folder of the study.
 
     Returns:
         Folders of the exported encoders.
 
     Raises:
-        UserError: The workdir holds no study, or none of its arms is adapted.
+        UserError: The workdir holds no study, or that of other settings, or none of its arms is adapted.
     """
     records = Records.read(workdir)
     settings = strategies.expanded(settings)
     encoder = locate.fitted(settings.weights, settings.model.encoder(), settings.model.preprocess)
-    resolved = [strategies.resolve(name, encoder, settings) for name in settings.strategies]
+    resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
+    there = workdirs.recorded_settings(records, workdir)
+    # What follows the machine is another here than where the study ran, and no part of an encoder.
+    workdirs.check_settings(Study(settings, resolved), there, workdir, free=("cache.", "model.dtype"))
     adapting = [strategy for strategy in resolved if strategy.phases]
     arms = [Arm(strategy, seed) for strategy in adapting for seed in settings.adaptation_seeds]
     checkpoints = workdir / "checkpoints"
@@ -73,7 +77,7 @@ def _export(records: Records, strategy: Strategy, source: Path, target: Path, *,
     for library in export.libraries(encoder.name):
         export.write_named(target / library.file, encoder, params, batch_stats, library.scheme)
     export.write(target / "encoder.safetensors", params, batch_stats, encoder)
-    export.write_orbax(target / "orbax", params, batch_stats)
+    export.write_orbax(target / "orbax", params, batch_stats, encoder)
     export.write_stablehlo(target / "encoder.stablehlo", encoder, params, batch_stats, about["image_size"])
     image = parity_image(about["image_size"], encoder.preprocess.channels)
     features = jax.jit(Classifier(encoder, 1).features)(params, batch_stats, image[None])
@@ -83,7 +87,8 @@ def _export(records: Records, strategy: Strategy, source: Path, target: Path, *,
         about=about,
         encoder=encoder,
         is_whole=is_whole,
-        spec=records.config["weights"],
+        spec=strategy.weights,
+        corpora=tuple(dict.fromkeys(part.corpus for part in strategy.parts)),
         phases=[_phase(phase) for part in strategy.parts for phase in part.phases],
         largest={int(at): float(features[0, at]) for at in np.argsort(-np.asarray(features[0]))[:6]},
     )

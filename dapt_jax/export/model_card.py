@@ -20,6 +20,7 @@ def write(
     encoder: Encoder,
     is_whole: bool,
     spec: str,
+    corpora: Sequence[str],
     phases: Sequence[str],
     largest: Mapping[int, float],
 ) -> None:
@@ -31,7 +32,8 @@ def write(
         about: Contents of the arm's `adapted.json`.
         encoder: The adapted encoder.
         is_whole: Whether the strategy kept all of its groups.
-        spec: Value of `config.weights`.
+        spec: Source weights of the strategy, in the form of the setting `weights`.
+        corpora: Names in `corpora` of what the strategy was adapted to, in order; empty for the study's corpus.
         phases: One line for each phase of the strategy.
         largest: The six largest pooled features of `export.parity_image`, by position.
     """
@@ -50,7 +52,7 @@ def write(
                     f"{encoder.features} features",
                 ),
                 ("source weights", _source(spec, str(about["source"]))),
-                ("in-domain corpus", _corpus(config, about)),
+                ("in-domain corpus", _corpus(config, about, corpora)),
                 ("strategy", "; ".join([strategy, *phases])),
                 ("labels of the corpus", _labels(about)),
                 (
@@ -108,16 +110,22 @@ def _licence(spec: str) -> str:
     )
 
 
-def _corpus(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    corpus = config.get("corpus") or {}
+def _corpus(config: Mapping[str, Any], about: Mapping[str, Any], names: Sequence[str]) -> str:
+    images = about.get("images")
+    count = f"{images:,} images, " if isinstance(images, int) else ""
+    labels = f"classes {', '.join(about['classes'])}" if about.get("classes") else "labels not used"
+    last = f" of the last of {len(names)}" if len(names) > 1 else ""
+    return f"{count}{labels}{last}; {'; then '.join(_settings_of_corpus(config, name) for name in names)}"
+
+
+def _settings_of_corpus(config: Mapping[str, Any], name: str) -> str:
+    corpus = (config["corpora"][name] if name else config.get("corpus")) or {}
     told = ", ".join(
         f"{key} {value}" for key, value in corpus.items() if key not in ("val_fraction",) and value != ""
     )
-    images = about.get("images")
-    count = f"{images:,} images, " if isinstance(images, int) else ""
-    print_ = (config.get("images") or {}).get("corpus")
-    labels = f"classes {', '.join(about['classes'])}" if about.get("classes") else "labels not used"
-    return f"{count}{labels}; {told}" + (f"; fingerprint `{print_}`" if print_ else "")
+    digests = (config.get("contents") or {}).get(f"corpora.{name}" if name else "corpus") or {}
+    images = digests.get("images") or (config.get("images") or {}).get(name or "corpus")
+    return told + (f"; fingerprint `{images}`" if images else "")
 
 
 def _labels(about: Mapping[str, Any]) -> str:

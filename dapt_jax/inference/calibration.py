@@ -12,8 +12,8 @@ _SMALLEST = 1e-7
 
 def temperature(
     probabilities: Float[np.ndarray, "n classes"], labels: Shaped[np.ndarray, "n ..."], *, multi_label: bool
-) -> float:
-    """Return the temperature of lowest negative log-likelihood; 1 without a known label.
+) -> float | None:
+    """Return the temperature of lowest negative log-likelihood; None without a known label.
 
     >>> sure = np.array([[0.99, 0.01], [0.99, 0.01], [0.01, 0.99], [0.99, 0.01]])
     >>> temperature(sure, np.array([0, 0, 1, 1]), multi_label=False) > 2
@@ -31,7 +31,7 @@ def temperature(
     else:
         values, truth = probabilities, labels.astype(int)
     if not len(truth):
-        return 1.0
+        return None
     rows = np.arange(len(truth))
 
     def loss(logarithm: float) -> float:

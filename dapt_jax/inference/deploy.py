@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from dapt_jax.data import crops
 from dapt_jax.inference import target_model
 from dapt_jax.inference.predictor import head_logits
 from dapt_jax.inference.target_model import TargetModel
@@ -25,17 +26,22 @@ FOLDER, STABLEHLO = "export", "model.stablehlo"
 def program(model: TargetModel) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b ..."]]:
     """Return the function from images to probabilities: of classes [b, classes], of masks [b, h, w, outputs].
 
-    They are means over the model's members, without calibration. Images have the side `About.input_side`;
-    normalisation is inside.
+    They are means over the model's members, without calibration. Normalisation is inside. Of classes, images
+    have the side `Reading.image_size`, and the crops of the model are inside too; of masks, they are one window
+    of the side `About.input_side`.
     """
-    objective = model.about.objective
+    about, objective = model.about, model.about.objective
 
     def classes(images: Array) -> Array:
         assert isinstance(objective, ClassificationLoss)
         params, batch_stats = jax.tree.map(jnp.asarray, (model.params, model.batch_stats))
-        features = model.classifier.features(params, batch_stats, images)
-        every = [objective.probabilities(head_logits(member, features)) for member in model.members]
-        return jnp.stack(every).mean(0)
+        squares = crops.seen(images, about.input_side, about.crops)
+        features = model.classifier.features(params, batch_stats, jnp.concatenate(squares))
+        every = jnp.stack(
+            [objective.probabilities(head_logits(member, features)) for member in model.members]
+        )
+        by_crop = every.reshape(len(model.members), len(squares), images.shape[0], every.shape[-1])
+        return by_crop.mean((0, 1))
 
     def masks(images: Array) -> Array:
         assert isinstance(objective, SegmentationLoss)
@@ -46,7 +52,7 @@ def program(model: TargetModel) -> Callable[[UInt8[Array, "b h w c"]], Float[Arr
             every.append(objective.probabilities(network(params, batch_stats, images)))
         return jnp.stack(every).mean(0)
 
-    return masks if model.about.segments else classes
+    return masks if about.segments else classes
 
 
 def write_stablehlo(path: Path, model: TargetModel) -> None:
@@ -55,13 +61,19 @@ def write_stablehlo(path: Path, model: TargetModel) -> None:
     `jax.export.deserialize(bytes).call(images)` takes uint8 images (b, side, side, 3) on any of
     `export.PLATFORMS`, without this package.
     """
-    side = model.about.input_side
+    side = _side(model)
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, side, side, model.encoder.channels), jnp.uint8)
     with choice.formulation("lax"):  # for every platform, not only for the machine that writes it
         made = jax.export.export(jax.jit(program(model)), platforms=export.PLATFORMS)(images)
     with atomic_files.replacing(path) as file:
         file.write(made.serialize())
+
+
+def _side(model: TargetModel) -> int:
+    """Return the side in pixels of the images that the program takes."""
+    about = model.about
+    return about.input_side if about.segments else about.reading.image_size
 
 
 def timm_library(model: TargetModel) -> export.Library | None:
@@ -141,37 +153,52 @@ def run(places: Sequence[str], workdir: Path) -> list[Path]:
 
 
 def _page(model: TargetModel) -> str:
-    about, side, preprocess = model.about, model.about.input_side, model.encoder.preprocess
+    about, preprocess = model.about, model.encoder.preprocess
     outputs = f"the probabilities of {', '.join(about.classes)}"
     if about.segments:
         outputs = f"the probabilities of each pixel for {', '.join(about.segments)}"
     parts = [
         f"# {about.task}: `{about.strategy}`, `{about.protocol}`, seed {about.seed}",
-        f"Images are RGB of {side} x {side} pixels from 0 to 255, made square as by model.resize="
-        f"{about.reading.resize}{_crop(model)}; the output is {outputs}, the mean over {len(model.members)} "
-        "members, not calibrated. A research tool: not a medical device.",
-        f"`{STABLEHLO}`, uint8 in, normalisation inside:",
+        f"Images are RGB of {_side(model)} x {_side(model)} pixels from 0 to 255, {_framing(model)}; the output is "
+        f"{outputs}, the mean over {_averaged(model)}, not calibrated. A research tool: not a medical device.",
+        f"`{STABLEHLO}`, uint8 in, {'' if about.segments else 'crops and '}normalisation inside:",
         "    program = jax.export.deserialize(open('model.stablehlo', 'rb').read())\n"
         "    program.call(images)",
     ]
     if (library := timm_library(model)) is not None:
         mean, std = list(preprocess.mean), list(preprocess.std)
         order = ", channels in the order blue, green, red" if preprocess.bgr else ""
+        alone = ", of one crop each" if about.crops == 10 else ""
         parts += [
-            f"`timm-foldF.safetensors`, one file for each member; logits, of images normalised by "
-            f"(x - {mean}) / {std}{order}:",
+            f"`timm-foldF.safetensors`, one file for each member; logits{alone}, of squares of {about.input_side} "
+            f"pixels normalised by (x - {mean}) / {std}{order}:",
             f"    model = timm.create_model('{library.model}', num_classes={_outputs(model)})\n"
             "    model.load_state_dict(safetensors.torch.load_file('timm-fold0.safetensors'))",
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def _crop(model: TargetModel) -> str:
+def _framing(model: TargetModel) -> str:
+    """Return how an image becomes one that the program takes, in words."""
     reading, side = model.about.reading, model.about.input_side
     crop = f" after a centre crop of {reading.crop} pixels" if reading.crop else ""
-    return crop + (
-        f" at {reading.image_size} pixels, and cut to squares" if side < reading.image_size else ""
+    square = f"made square as by model.resize={reading.resize}{crop}"
+    if not model.about.segments or side == reading.image_size:
+        return square
+    return (
+        f"a window of what is {square} at {reading.image_size} pixels: predictions and scores of this package are "
+        f"means over windows that overlap by {model.about.overlap:g}, the output is that of one"
     )
+
+
+def _averaged(model: TargetModel) -> str:
+    """Return what the output is the mean over, in words."""
+    about = model.about
+    members = f"{len(model.members)} members"
+    if about.crops == 10:
+        return f"{members} and ten crops of {about.input_side} pixels"
+    is_cut = not about.segments and about.input_side < about.reading.image_size
+    return f"{members}, of the central {about.input_side} pixels" if is_cut else members
 
 
 def _outputs(model: TargetModel) -> int:

@@ -169,13 +169,22 @@ def _of_table(table: Path, reading: Reading, naming: Naming | None) -> Iterator[
         of = dict(zip(named, others, strict=True))
         patient, unit = (of.get(column, "") for column in wanted or ("", ""))
         unit, patient = "" if identity.is_missing(unit) else unit, identity.patient(patient)
-        file, index = find(INDEX.sub("", cell)), INDEX.search(cell)
-        if index is None and _is_volume(file) and file.is_file():
+        file = find(_file(cell))
+        if not INDEX.search(cell) and _is_volume(file) and file.is_file():
             yield Item(cell, file, patient, unit), file
         else:
-            number = int(index[1]) if index else None
-            source = Plane(file, number, reading.axis, window=reading.shown)
-            yield Item(cell, source, patient, unit), None
+            yield Item(cell, _selected(cell, file, reading), patient, unit), None
+
+
+def _file(name: str | Path) -> str:
+    """Return the name of an image without the slice that it selects."""
+    return INDEX.sub("", str(name))
+
+
+def _selected(name: str | Path, file: Path, reading: Reading) -> Plane:
+    """Return the image of a name, of which `[INDEX]` at its end selects a slice of the file."""
+    index = INDEX.search(str(name))
+    return Plane(file, int(index[1]) if index else None, reading.axis, window=reading.shown)
 
 
 def _windowed(file: Path, reading: Reading) -> Source:
@@ -274,12 +283,16 @@ def from_array(images: np.ndarray, reading: Reading) -> np.ndarray:
 def from_paths(paths: Sequence[str | Path], reading: Reading) -> np.ndarray:
     """Return image files as uint8 [n, size, size, 3], read as the training images were.
 
+    Args:
+        paths: The files; `scan.nii.gz[12]` is a slice of one.
+        reading: How images are read.
+
     Raises:
         UserError: No path is given, or a file cannot be read.
     """
     if not paths:
         raise UserError("no images; expected one path or more")
-    items = tuple(Item(str(path), _windowed(Path(path), reading)) for path in paths)
+    items = tuple(Item(str(path), _selected(path, Path(_file(path)), reading)) for path in paths)
     found = read(Batch(items), reading, workers=1)
     if found.bad:
         raise UserError(next(iter(found.bad.values())))
@@ -289,10 +302,11 @@ def from_paths(paths: Sequence[str | Path], reading: Reading) -> np.ndarray:
 def units_of(paths: Sequence[str | Path], rule: UnitRule | None) -> list[str] | None:
     """Return the patient of each image file; None where none names one, or units are no patients.
 
-    A file without a patient is of a patient of its own.
+    A file without a patient is of a patient of its own, and so are its slices.
     """
     if rule is None or rule.unit != PATIENT or rule.column:
         return None
     naming = Naming(pattern=rule.pattern)
-    found = [naming.patient_in(str(path)) or patient_of_file(Path(path)) for path in paths]
-    return [patient or str(path) for patient, path in zip(found, paths, strict=True)] if any(found) else None
+    files = [_file(path) for path in paths]
+    found = [naming.patient_in(file) or patient_of_file(Path(file)) for file in files]
+    return [patient or file for patient, file in zip(found, files, strict=True)] if any(found) else None

@@ -64,13 +64,19 @@ class Ensemble:
             mesh: Devices; by default all.
 
         Raises:
-            UserError: The models do not go together, or masks are to be calibrated.
+            UserError: The models do not go together, or one that stores no temperature is to be calibrated.
         """
         self.models, self.calibrate = tuple(models), calibrate
         _check_together(self.models)
-        if calibrate and self.about.segments:
+        if calibrate and (plain := next((each for each in self.models if not each.about.temperatures), None)):
+            why = (
+                "it is one of masks"
+                if self.about.segments
+                else "no labelled development image was held out of its training"
+            )
             raise UserError(
-                "predict.calibrate is for classes, but the target model is one of masks; expected false"
+                f"predict.calibrate is true, but {plain.path or 'the target model'} stores no temperature: {why}; "
+                "expected false"
             )
         self._mesh = mesh or sharding.make_mesh()
         make = _segment if self.about.segments else _classify
@@ -99,11 +105,7 @@ class Ensemble:
         distance = np.stack([distance for _, distance in found]).mean(0)[: len(images)]
         every = [values[: len(images)] for members, _ in found for values in members]
         if self.calibrate:
-            warmth = [
-                each
-                for model in self.models
-                for each in model.about.temperatures or (1.0,) * len(model.members)
-            ]
+            warmth = [each for model in self.models for each in model.about.temperatures]
             several = self.about.multi_label
             every = [
                 calibration.apply(values, each, multi_label=several)
@@ -153,8 +155,7 @@ def _classify(model: TargetModel, mesh: Mesh) -> Part:
     side = about.input_side
 
     def predict(images: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
-        squares = crops.ten(images, side) if about.crops == 10 else [crops.centre(images, side)]
-        found = [forward(square) for square in squares]
+        found = [forward(square) for square in crops.seen(images, side, about.crops)]
         centre = found[4 if about.crops == 10 else 0]
         size, classes = model.encoder.features, len(about.classes)
         mean = np.stack(found).mean(0, dtype=np.float32) if len(found) > 1 else centre
@@ -298,7 +299,7 @@ class Predictor:
 
         Args:
             images: uint8 [n, h, w, 3], [n, h, w, 1] or [n, h, w], or floats of these shapes from 0 to 1; or
-                paths of image files, which are read as the training images were.
+                paths of image files, which are read as the training images were; `scan.nii.gz[12]` is a slice.
             batch_size: Images at a time; 0 for a suitable number.
             units: The patient or volume of each image, of a study with `tasks.NAME.unit`; by default the
                 PatientID of DICOM files where it aggregates to patients.

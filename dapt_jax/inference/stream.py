@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dapt_jax.data import limits
 from dapt_jax.data.plane import plane
 from dapt_jax.errors import UserError
 from dapt_jax.inference import inputs, predictor, results, target_model, units
@@ -42,8 +43,8 @@ def run(settings: StudySettings, workdir: Path) -> Path:
     where a kill stopped it, and ends with the same file. At most a few batches of images are in memory.
 
     Args:
-        settings: Settings, of which the section `predict`, `data.on_bad_image` and `data.threads` count; no
-            data set of a study is read.
+        settings: Settings, of which the section `predict`, `data.on_bad_image`, `data.max_image_mb` and
+            `data.threads` count; no data set of a study is read.
         workdir: Folder of the results; without `predict.model` also of the target models.
 
     Raises:
@@ -51,6 +52,7 @@ def run(settings: StudySettings, workdir: Path) -> Path:
             workdir holds predictions of others.
     """
     options = settings.predict
+    limits.set_decoded_bytes(settings.data.max_image_mb << 20)
     if not options.images:
         raise UserError(
             "predict.images names no images; expected a folder, a file, or a CSV with a column image"

@@ -123,7 +123,8 @@ class About:
         side: Side of the centre crop, or of sliding windows, that the network takes; the image size for all.
         crops: Crops averaged for each image: 1, or 10.
         overlap: Overlap of sliding windows.
-        temperatures: Temperature of each member, fitted to development images that it was not trained on.
+        temperatures: Temperature of each member, fitted to development images that it was not trained on; empty
+            where there were none, and for masks.
         threshold: Distance of features beyond which an image is unlike the training images: see
             `familiarity`; 0 where unknown.
         units: What the study aggregates the probabilities of images to, and how; None for images alone.

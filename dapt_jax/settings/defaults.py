@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from dapt_jax.errors import UserError
-from dapt_jax.fields import Constraint, constraint_of, default_of, settings_of
+from dapt_jax.fields import Constraint, constraint_of, default_of, holds_names, settings_of
 from dapt_jax.records.renamed import upgrade
 from dapt_jax.settings.names import is_like, no_setting, wanted
 from dapt_jax.settings.schema import StudySettings, open_sections
@@ -116,6 +116,18 @@ def declared(
             found.update(declared(type(value), f"{prefix}{name}.", constraint))
         else:
             found[f"{prefix}{name}"] = constraint
+    return found
+
+
+def several_names(cls: type = StudySettings, prefix: str = "") -> set[str]:
+    """Return the dotted names of the settings that hold several names each, without entries of open sections."""
+    found: set[str] = set()
+    for name, field in settings_of(cls).items():
+        value = default_of(field)
+        if dataclasses.is_dataclass(value) and settings_of(type(value)):
+            found |= several_names(type(value), f"{prefix}{name}.")
+        elif holds_names(field):
+            found.add(f"{prefix}{name}")
     return found
 
 

@@ -9,7 +9,7 @@ import re
 import runpy
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import Constraint
 from dapt_jax.records.renamed import RENAMED
 from dapt_jax.settings import names
-from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, to_dict
+from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, several_names, to_dict
 from dapt_jax.settings.schema import StudySettings
 
 NEED_NO_FILE = (
     "--config.mode=models",
     "--config.mode=status",
+    "--config.mode=report",
     "--config.mode=compare",
     "--config.mode=predict",
 )
@@ -48,7 +49,7 @@ python -m dapt_jax.main --config=FILE[:CHOICE] --workdir=FOLDER [--config.SETTIN
                           needs no workdir)
   --config.mode=models    the models: parameters, FLOPs, layer groups, known weights (needs no FILE)
   --config.mode=status    how far the study in the workdir is, from another terminal (needs no FILE)
-  --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl
+  --config.mode=report    tables and figures again from results.jsonl and ledger.jsonl (needs no FILE)
   --config.mode=compare   one report over the workdirs of --config.compare=A,B or NAME=A,NAME=B (needs no FILE)
   --config.mode=export    the adapted encoders for PyTorch, orbax and StableHLO, each with its card
                           (with --config.predict.model=MODELS: target models as StableHLO and for timm)
@@ -108,7 +109,7 @@ def parse(arguments: Sequence[str]) -> tuple[StudySettings, str | None]:
     config = read(spec) if spec else default()
     known = flat(config)
     _check_names(rest, known)
-    rest = [_quoted(argument, known) for argument in rest]
+    rest = [_quoted(argument, known) for argument in _joined(rest, known)]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
@@ -317,17 +318,33 @@ def _check_names(arguments: Sequence[str], known: dict[str, Any]) -> None:
             raise UserError(f"{argument} has no value; expected {names.wanted(known[name])}")
 
 
+def _joined(arguments: Sequence[str], known: dict[str, Any]) -> Iterator[str]:
+    """Yield the arguments, `--config.NAME VALUE` of a setting of several values as `--config.NAME=VALUE`."""
+    pending = iter(arguments)
+    for argument in pending:
+        name = argument.lstrip("-").removeprefix("config.")
+        is_apart = argument.startswith("-") and isinstance(known.get(name), tuple)
+        yield f"{argument}={next(pending, '')}" if is_apart else argument
+
+
 def _quoted(argument: str, known: dict[str, Any]) -> str:
-    """Return a flag with its value as quoted text where several values hold signs, such as paths do."""
+    """Return a flag with its value as quoted text where it holds names, such as paths and numeric ones.
+
+    Values that are quoted already, and Python's tuples and lists, stay as they are.
+    """
     flag, equals, value = argument.partition("=")
-    if not equals or not isinstance(known.get(flag.lstrip("-").removeprefix("config.")), tuple):
+    name = flag.lstrip("-").removeprefix("config.")
+    standard = known.get(name)
+    if not equals or not isinstance(standard, tuple):
         return argument
     try:
-        ast.literal_eval(value)
+        found = ast.literal_eval(value)
     except (SyntaxError, ValueError):
-        is_list = value[:1] in "([{\"'" or " " in value
-        return argument if is_list else f"{flag}={value!r}"
-    return argument
+        found = None
+    holds_names = name in several_names() or (standard and all(isinstance(each, str) for each in standard))
+    members = found if isinstance(found, tuple | list) else (found,)
+    is_meant = all(isinstance(each, str) for each in members) if holds_names else found is not None
+    return argument if is_meant or value[:1] in "([" else f"{flag}={value!r}"
 
 
 def _wrong_value(message: str, known: dict[str, Any]) -> str:

@@ -310,7 +310,7 @@ class MonitoringSettings(_Checked):
 
     tensorboard: bool = setting(False, doc="Write TensorBoard event files into the workdir.")
     wandb: str = setting("", doc="Weights & Biases project; WANDB_MODE=offline needs no account.")
-    prometheus: str = setting("", doc="Folder of node_exporter's textfile collector, for NAME.prom.")
+    prometheus: str = setting("", doc="File NAME.prom in the folder of node_exporter's textfile collector.")
     collapse: str = setting(
         "warn",
         choices=("warn", "halt"),

@@ -385,15 +385,12 @@ def check_numbers(
             raise UserError(f"{name} holds {value!r}; expected {expected}")
 
 
-def check_names(name: str, values: tuple[object, ...]) -> None:
-    """Refuse a setting that is not a list of unique names.
+def check_names(name: str, values: tuple[str, ...]) -> None:
+    """Refuse a setting that is not a list of unique names; `check_fields` refuses what is no text.
 
     Args:
         name: Name of the setting.
         values: Its values.
     """
-    for value in values:
-        if not isinstance(value, str):
-            raise UserError(f"{name} holds {value!r}; expected names")
     if not values or len(set(values)) < len(values):
         raise UserError(f"{name} is {values}; expected one or more, each once")

@@ -431,7 +431,7 @@ def _forward(
     side = run.programs[-1].augment.size(run.dataset.images.size)
 
     def forward(images: np.ndarray) -> np.ndarray:
-        squares = crops.ten(images, side) if num_crops == 10 else [crops.centre(images, side)]
+        squares = crops.seen(images, side, num_crops)
         of_crops = [np.asarray(objective.probabilities(jnp.asarray(network(square)))) for square in squares]
         return np.mean(of_crops, 0, dtype=of_crops[0].dtype) if len(of_crops) > 1 else of_crops[0]
 

@@ -89,14 +89,17 @@ def read_or_stated(
         source: Description of the set.
 
     Raises:
-        UserError: The set cannot be read, and the mode needs its images, or its size or classes are not stated.
+        UserError: The set cannot be read, and the mode needs its images, or its size or classes are not stated;
+            or it is here with another number of images than is stated.
     """
     if settings.mode not in WITHOUT_IMAGES:
         return read()
+    stated, key = settings.plan.counts, title.replace(" ", ".")
+    first = source if isinstance(source, Mapping) else source[0]
+    count = stated.get(f"{key}.{first.get('kind')}", stated.get(key))
     try:
-        return read()
+        dataset = read()
     except UserError as error:
-        stated, key = settings.plan.counts, title.replace(" ", ".")
         if not stated:
             raise
         for name in stated:
@@ -105,14 +108,19 @@ def read_or_stated(
                 raise UserError(
                     f"plan.images names {name}; no kind {kind!r}; {nearest(kind, KINDS)}"
                 ) from error
-        first = source if isinstance(source, Mapping) else source[0]
-        if (count := stated.get(f"{key}.{first.get('kind')}", stated.get(key))) is None:
+        if count is None:
             raise UserError(
                 f"{error}; to plan without it, state its size: plan.images='{key}=NUMBER'"
             ) from error
         dataset = of_size(*count, settings.model.image_size, title, source)
         streams.say(f"{title}: not here ({error}); {count[0]:,} images by plan.images")
         return dataset
+    if count and count[0] != len(dataset):
+        raise UserError(
+            f"plan.images states {count[0]:,} images of {key}, and the set is here with {len(dataset):,}; expected "
+            "statements of sets alone that are not here"
+        )
+    return dataset
 
 
 def of_size(count: int, number_of_classes: int, image_size: int, title: str, source: Sources) -> Dataset:
@@ -154,7 +162,7 @@ def of_size(count: int, number_of_classes: int, image_size: int, title: str, sou
     thumbnails = np.broadcast_to(np.uint8(0), (count, side, side, 3))
     digest = int.from_bytes(hashlib.blake2b(title.encode(), digest_size=7).digest(), "little")
     digests = np.arange(count, dtype=np.uint64) + np.uint64(digest)
-    near_duplicates.remember(images, near_duplicates.Looks(thumbnails, digests, nothing, nothing))
+    near_duplicates.remember(images, near_duplicates.Looks(thumbnails, digests, *[nothing] * 4))
     return Dataset(
         name=title,
         images=images,

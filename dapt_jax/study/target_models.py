@@ -3,7 +3,7 @@
 `models/TASK/STRATEGY-PROTOCOL/` holds one file per seed for heads on frozen features and decoders on a frozen
 encoder, with the encoder once and a head or decoder per fold; fine-tuned networks have a file per seed and
 fold. With `keep="best"` only the primary protocol of the report is written, and at the end the strategy with
-the best development score stays.
+the best development score stays; where no strategy has one, since no development image is held out, all stay.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ class Keeper:
                 tuple(range(len(out_of_fold))),
                 self.adapted.encoder,
                 loss,
-                temperatures=(self._temperature(loss, values, rows),) * len(out_of_fold),
+                temperatures=self._temperatures(loss, values, rows, len(out_of_fold)),
             ),
             self.adapted.encoder,
             self.adapted.params,
@@ -149,7 +149,7 @@ class Keeper:
             (fold,),
             encoder,
             loss,
-            temperatures=(self._temperature(loss, held, held_rows),),
+            temperatures=self._temperatures(loss, held, held_rows, 1),
             side=run.programs[-1].augment.size(self.task.development.images.size),
             crops=self._settings.finetune.test_crops,
         )
@@ -247,11 +247,15 @@ class Keeper:
         pattern = group if kind == "folder" and not others else ""
         return UnitRule(aggregation.unit, aggregation.rule, column, pattern)
 
-    def _temperature(self, loss: Loss, values: np.ndarray, rows: np.ndarray) -> float:
+    def _temperatures(
+        self, loss: Loss, values: np.ndarray, rows: np.ndarray, members: int
+    ) -> tuple[float, ...]:
+        """Return the temperature of each member; none where no image with a label was held out."""
         if not len(rows):
-            return 1.0
+            return ()
         truth = self.task.development.truth[rows]
-        return calibration.temperature(values, truth, multi_label=bool(loss.multi_label))
+        found = calibration.temperature(values, truth, multi_label=bool(loss.multi_label))
+        return () if found is None else (found,) * members
 
     def _write_familiar(self, model: TargetModel, name: str, held_rows: np.ndarray) -> None:
         """Write a model with the distribution of the features of its own encoder."""
@@ -373,7 +377,7 @@ def _prune(study: Study, task: Task, records: Records, workdir: Path) -> None:
     """Keep the strategy with the best mean development score over seeds; the first of several equal ones.
 
     Where seeds were added to a finished study, strategies that still have their models of earlier seeds come
-    first.
+    first. Where no strategy has such a score, nothing says which is the best, and all stay.
     """
     (protocol,) = kept_protocols(study, task)
     metric = records.metric(task.name)
@@ -389,6 +393,12 @@ def _prune(study: Study, task: Task, records: Records, workdir: Path) -> None:
             seeds = {file.stem.partition("-")[0] for file in folder.glob(f"*{target_model.SUFFIX}")}
             scores[folder] = len(seeds), mean
     if not scores:
+        return
+    if not np.isfinite([mean for _, mean in scores.values()]).any():
+        streams.say(
+            f"target models: {task.name}: no strategy has a development score, so those of all strategies stay, as "
+            "with transfer.keep=all; a val split, or a development set instead of train, lets best choose"
+        )
         return
     best = max(scores, key=lambda folder: scores[folder])
     leader = max(means, key=lambda folder: means[folder], default=best)

@@ -23,6 +23,8 @@ WEIGHTS = "weights.txt"
 _CONTENTS, _IMAGES = "contents", "images"
 """Keys of `config.json` beside the settings: `contents.contents`, and the images alone of earlier versions."""
 
+_HOLDS, _EXPECTED = "{} holds the study of another config", "expected the same, or another --workdir"
+
 
 def claim(study: Study, workdir: Path) -> None:
     """Check that a workdir is new or belongs to the study, and write its `config.json` and `weights.txt`.
@@ -60,29 +62,60 @@ def check(study: Study, workdir: Path) -> dict[str, dict[str, str]]:
 
 def _check_same(study: Study, now: contents.Contents, workdir: Path) -> None:
     records = Records.read(workdir)
-    values = dict(records.config)
-    before, images = _recorded(values.pop(_CONTENTS, None), workdir), values.pop(_IMAGES, {})
-    holds = f"{workdir} holds the study of another config"
-    expected = "expected the same, or another --workdir"
-    try:
-        there = from_json(values)
-    except UserError as error:
-        raise UserError(f"{workdir / 'config.json'}: {error}; {expected}") from error
-    ours = from_json(_without_secrets(to_dict(study.settings)))
-    _check_arms(ours, there, records, workdir)
-    free = _of_other_strategies(study, there)
-    for name, value, then in differences(ours, there):
-        if not name.startswith(free):
-            raise UserError(f"{holds}: {name} was {then!r} there and is {value!r} now; {expected}")
+    before = _recorded(records.config.get(_CONTENTS), workdir)
+    there = recorded_settings(records, workdir)
+    _check_arms(_as_recorded(study), there, records, workdir)
+    check_settings(study, there, workdir)
     if before is None:
         text = (workdir / WEIGHTS).read_text(errors="replace") if (workdir / WEIGHTS).exists() else ""
         unversioned = {contents.CODE: {"version": "1"}} if records.results else {}
         before = {**contents.recorded_weights(text), **unversioned}
+        images = records.config.get(_IMAGES, {})
         for name, digest in study.fingerprints().items():
             if images.get(name, digest) != digest:
-                raise UserError(f"{holds}: the images or labels of {name} are others now; {expected}")
+                holds = _HOLDS.format(workdir)
+                raise UserError(f"{holds}: the images or labels of {name} are others now; {_EXPECTED}")
+    before = contents.with_versions(before, there.strategies)
     if changed := contents.change(study, now, before):
-        raise UserError(f"{holds}: {changed}; expected what was there at its start, or another --workdir")
+        raise UserError(
+            f"{_HOLDS.format(workdir)}: {changed}; expected what was there at its start, or another --workdir"
+        )
+
+
+def recorded_settings(records: Records, workdir: Path) -> StudySettings:
+    """Return the settings of a workdir's study.
+
+    Raises:
+        UserError: Its `config.json` holds none.
+    """
+    values = {name: value for name, value in records.config.items() if name not in (_CONTENTS, _IMAGES)}
+    try:
+        return from_json(values)
+    except UserError as error:
+        raise UserError(f"{workdir / 'config.json'}: {error}; {_EXPECTED}") from error
+
+
+def check_settings(study: Study, there: StudySettings, workdir: Path, free: tuple[str, ...] = ()) -> None:
+    """Check that a study has the settings of a workdir's on which results depend, seeds and strategies aside.
+
+    Args:
+        study: The study; its images and weights need not be read.
+        there: Settings of the workdir's study.
+        workdir: The workdir.
+        free: How the names of further settings begin that may differ.
+
+    Raises:
+        UserError: A setting differs; names the first one.
+    """
+    free += _of_other_strategies(study, there)
+    for name, value, then in differences(_as_recorded(study), there):
+        if not name.startswith(free):
+            holds = _HOLDS.format(workdir)
+            raise UserError(f"{holds}: {name} was {then!r} there and is {value!r} now; {_EXPECTED}")
+
+
+def _as_recorded(study: Study) -> StudySettings:
+    return from_json(_without_secrets(to_dict(study.settings)))
 
 
 def _recorded(found: Any, workdir: Path) -> contents.Contents | None:

@@ -22,7 +22,7 @@ from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.ops import choice
 from dapt_jax.runtime import atomic_files
-from dapt_jax.weights import normalisation, tables
+from dapt_jax.weights import normalisation, npz, orbax_folder, tables
 from dapt_jax.weights.paths import flatten
 
 SUFFIXES = (".safetensors", ".npz")
@@ -30,7 +30,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """Platforms of an exported program."""
 
 MODEL, LAST_GROUP, ORIGIN = "dapt_jax.model", "dapt_jax.last_group", "dapt_jax.origin"
-"""Keys of the metadata of a `.safetensors` file: architecture, last layer group, and origin as JSON."""
+"""Keys of the metadata of files of ours: architecture, last layer group, and origin as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +92,9 @@ def write(
         path: Output file; its suffix selects the format, `.safetensors` or `.npz`.
         params: Nested dict of arrays.
         batch_stats: Nested dict of arrays; its leaves (`mean`, `var`) share no path with those of `params`.
-        encoder: Encoder of the weights; a `.safetensors` file records the normalisation that it expects, and
-            its last layer group.
-        origin: What a `.safetensors` file records of the weights' origin, as plain JSON values.
+        encoder: Encoder of the weights; the file records the normalisation that it expects, and its last layer
+            group.
+        origin: What the file records of the weights' origin, as plain JSON values.
 
     Raises:
         UserError: The suffix is neither of the two.
@@ -121,13 +121,19 @@ def about_encoder(encoder: Encoder) -> dict[str, str]:
 
 
 def save(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
-    """Write arrays by name atomically, as the suffix says; of safetensors with metadata in a fixed order."""
+    """Write arrays by name atomically, with metadata in a fixed order, as the suffix says."""
     # Not by the library's own writer, whose files none but their owner may read, whatever the umask.
     with atomic_files.replacing(path) as file:
         if path.suffix == ".npz":
+            if about:
+                arrays = {**arrays, npz.METADATA: np.frombuffer(_as_json(about), np.uint8)}
             np.savez(file, **arrays)
         else:
             file.write(_with_sorted_metadata(safetensors.numpy.save(arrays, about)))
+
+
+def _as_json(about: Mapping[str, str]) -> bytes:
+    return json.dumps(about, sort_keys=True).encode()
 
 
 def _with_sorted_metadata(content: bytes) -> bytes:
@@ -183,12 +189,17 @@ def write_named(
     save(path, arrays, {"format": "pt", **about_encoder(encoder)})
 
 
-def write_orbax(folder: Path, params: Tree, batch_stats: Tree) -> None:
-    """Write an orbax checkpoint with one array per path, which `locate.load` accepts like a file."""
+def write_orbax(folder: Path, params: Tree, batch_stats: Tree, encoder: Encoder | None = None) -> None:
+    """Write an orbax checkpoint with one array per path, which `locate.load` accepts like a file.
+
+    A file beside the arrays records the normalisation that the encoder expects, and its last layer group.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)
     arrays = {path: np.asarray(leaf) for path, leaf in (flatten(params) | flatten(batch_stats)).items()}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder.resolve(), arrays, force=True)
+    if encoder:
+        atomic_files.write_text(folder / orbax_folder.ABOUT, _as_json(about_encoder(encoder)).decode() + "\n")
 
 
 def write_stablehlo(path: Path, encoder: Encoder, params: Tree, batch_stats: Tree, image_size: int) -> None:

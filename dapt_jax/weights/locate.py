@@ -23,7 +23,7 @@ from dapt_jax.weights import (
     unreadable,
     zoo,
 )
-from dapt_jax.weights.export import LAST_GROUP
+from dapt_jax.weights.export import LAST_GROUP, SUFFIXES
 from dapt_jax.weights.merge import HeadMode, MergeReport, merge
 from dapt_jax.weights.paths import flatten
 from dapt_jax.weights.run_reference import SCHEME, RunReference
@@ -133,7 +133,7 @@ def _last_group(spec: str) -> str:
     if "://" in place or zoo.is_name(place):
         return ""
     path = _here(spec)
-    is_ours = path is not None and path.suffix == ".safetensors" and path.is_file()
+    is_ours = path is not None and (path.suffix in SUFFIXES or path.is_dir())
     return readers.read(path).metadata.get(LAST_GROUP, "") if path and is_ours else ""
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from dapt_jax.errors import UserError
 from dapt_jax.weights.archive import Archive
-from dapt_jax.weights.source import Stored, Weights
+from dapt_jax.weights.source import Stored, Weights, metadata_of
 
+METADATA = "__metadata__"
+"""Name of the array of bytes that holds what a file of ours says of its arrays, as JSON."""
 _HEADER = 10_000
 """Maximum number of bytes in the header of a numeric array, which usually has about 100."""
 _TWO_BYTES = np.dtype("V2")
@@ -38,7 +40,9 @@ def read(path: Path) -> Weights:
         if key in arrays:
             raise UserError(f"{path}: {key[:80]!r} is there twice")
         arrays[key] = _stored(archive, name)
-    return Weights(arrays, str(path), path=path)
+    about = arrays.pop(METADATA, None)
+    metadata = metadata_of(about.read().tobytes(), f"{path}: {METADATA}") if about else {}
+    return Weights(arrays, str(path), path=path, metadata=metadata)
 
 
 def _stored(archive: Archive, name: str) -> Stored:

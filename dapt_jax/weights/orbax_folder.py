@@ -9,9 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dapt_jax.errors import UserError
-from dapt_jax.weights.source import Stored, Weights, check_unpacked
+from dapt_jax.weights.source import Stored, Weights, check_unpacked, metadata_of
 
+ABOUT = "dapt_jax.json"
+"""File beside the arrays of what a folder of ours says of them: see `export.about_encoder`."""
 _MARK = "_METADATA"
+_MOST_BYTES = 1 << 20
 
 
 def is_one(path: Path) -> bool:
@@ -58,7 +61,10 @@ def read(path: Path) -> Weights:
     if not arrays:
         raise UserError(f"{path}: an orbax checkpoint without arrays")
     check_unpacked(size, path, sum(child.stat().st_size for child in root.rglob("*")))
-    return Weights(arrays, str(path), path=path)
+    about = path / ABOUT
+    is_told = about.is_file() and about.stat().st_size <= _MOST_BYTES
+    metadata = metadata_of(about.read_bytes(), str(about)) if is_told else {}
+    return Weights(arrays, str(path), path=path, metadata=metadata)
 
 
 def _reader(path: Path, key: str, leaf: ocp.metadata.ArrayMetadata) -> Callable[[], np.ndarray]:

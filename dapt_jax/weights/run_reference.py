@@ -197,7 +197,7 @@ class RunReference:
         if self.epoch == ALL:
             raise UserError(
                 f"{self.spec}: {len(self.epochs())} epochs; expected one here ({arm.kept()}): "
-                "custom_strategies.NAME.weights and score.checkpoints take all of them"
+                "custom_strategies.NAME.weights and scoring.checkpoints take all of them"
             )
         if self.epoch in ("", BEST):
             if not arm.is_finished:

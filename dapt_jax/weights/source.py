@@ -1,6 +1,7 @@
 """Contents of a weight file: arrays by name, each read when it is accessed."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ def check_unpacked(size: int, path: Path, packed: int) -> None:
             f"{path}: {packed:,} bytes that unpack to {size:,}; expected at most twice the file's size "
             "(save the weights without compression)"
         )
+
+
+def metadata_of(text: bytes, origin: str) -> dict[str, str]:
+    """Return the metadata that a file of ours stores as JSON, text by text.
+
+    Raises:
+        UserError: The text is not such metadata.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise UserError(f"{origin}: damaged metadata; expected those that dapt_jax writes, or none")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
