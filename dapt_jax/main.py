@@ -174,12 +174,13 @@ def _are_known(arguments: Sequence[str]) -> bool:
 
 def _check_shown(arguments: Sequence[str], workdir: Path) -> None:
     """Refuse a flag that would change what a report shows: it is drawn from the records alone."""
+    shown = {name: text for name, text in _flags(arguments).items() if name.startswith(SHOWN)}
+    if not shown:
+        return
     from dapt_jax.records.study_records import Records
 
     config = Records.read(workdir).config
-    for name, text in _flags(arguments).items():
-        if not name.startswith(SHOWN):
-            continue
+    for name, text in shown.items():
         _, section, setting = name.split(".")
         value = (config.get(section) or {}).get(setting)
         if value is not None and not _is_said(value, text):

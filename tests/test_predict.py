@@ -86,6 +86,15 @@ def predict(*flags):
     return command.run("--config.mode=predict", *flags)
 
 
+def of_linear_heads(study, images, out):
+    """Flags that predict images by the linear heads of a study."""
+    return (
+        f"--config.predict.model={models(study, 'cells', 'linear')}",
+        f"--config.predict.images={images}",
+        f"--workdir={out}",
+    )
+
+
 def table(folder):
     with (folder / "predict" / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -174,11 +183,7 @@ def test_names_are_no_formulas_and_images_that_cannot_be_read_have_a_row(workdir
     (folder / "torn.png").write_bytes((images / "01.png").read_bytes()[:200])
     noise = np.random.default_rng(0).integers(0, 256, (200, 300), np.uint8)
     Image.fromarray(noise).save(folder / "grey.png")
-    flags = (
-        f"--config.predict.model={models(workdir, 'cells', 'linear')}",
-        f"--config.predict.images={folder}",
-        f"--workdir={tmp_path / 'out'}",
-    )
+    flags = of_linear_heads(workdir, folder, tmp_path / "out")
     assert predict(*flags) == 2
     assert "torn.png" in (line := capsys.readouterr().err)
     assert "data.on_bad_image=skip" in line
@@ -202,11 +207,7 @@ def test_names_are_no_formulas_and_images_that_cannot_be_read_have_a_row(workdir
 def test_the_memory_that_an_image_may_take_is_that_of_the_setting(workdir, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (900, 900)).save(tmp_path / "in" / "large.png")
-    flags = (
-        f"--config.predict.model={models(workdir, 'cells', 'linear')}",
-        f"--config.predict.images={tmp_path / 'in'}",
-        f"--workdir={tmp_path / 'out'}",
-    )
+    flags = of_linear_heads(workdir, tmp_path / "in", tmp_path / "out")
     assert predict(*flags, "--config.data.max_image_mb=1") == 2
     assert "the limit for decoded data is 0.000977 GiB" in capsys.readouterr().err
     assert predict(*flags) == 0
@@ -249,11 +250,7 @@ def test_without_images_held_out_all_models_stay_and_none_is_calibrated(tmp_path
     }
     line = "cells: no strategy has a development score, so those of all strategies stay, as with transfer.keep=all"
     assert line in capsys.readouterr().out
-    flags = (
-        f"--config.predict.model={models(tmp_path / 'study', 'cells', 'linear')}",
-        f"--config.predict.images={images}",
-        f"--workdir={tmp_path / 'out'}",
-    )
+    flags = of_linear_heads(tmp_path / "study", images, tmp_path / "out")
     assert predict(*flags, "--config.predict.calibrate=true") == 2
     assert "seed0.safetensors stores no temperature: no labelled development" in capsys.readouterr().err
     assert predict(*flags) == 0

@@ -85,7 +85,7 @@ def test_the_error_above_chance_is_that_of_the_score_itself(study):
     workdir, labels, found = study
     records = Records.read(workdir)
     records.seeds = [0]
-    error = patients.error_above(workdir, records, TASK, "external", "full", 0.5)
+    error = patients.error_of_difference(workdir, records, TASK, "external", "full", 0.5)
     assert error.difference == pytest.approx(sk.roc_auc_score(labels, found["full", 0]) - 0.5)
     both = statistics.delong(labels == 1, np.stack([found["full", 0], found["none", 0]]))
     assert error.error == pytest.approx(math.sqrt(both.covariance[0, 0]), rel=0.2)

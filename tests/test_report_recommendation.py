@@ -47,7 +47,9 @@ def test_better_over_seeds_is_not_better_on_other_patients_unless_that_is_shown(
     monkeypatch, tmp_path, error, is_shown
 ):
     found = PatientError(0.1, error, 40)
-    monkeypatch.setattr(recommendation, "error_of_difference", lambda *_: found)
+    monkeypatch.setattr(
+        recommendation, "error_of_difference", lambda *named: found if isinstance(named[5], str) else None
+    )
     records = study({"full": 0.80, "none": 0.70, "partial": 0.90})
     shown = recommend(records, "t", tmp_path)
     assert ("not shown for other patients" in shown.headline) is not is_shown
@@ -168,6 +170,7 @@ def test_scores_that_do_not_vary_with_the_seed_test_nothing_and_are_not_called_e
     headline, lines = said(records)
     assert headline.startswith("No strategy is shown to be better than every other")
     assert "none" not in headline
+    assert recommendation._Comparisons.of(records, "t").is_worse("none")
     assert "in each of 3 seeds, which tests nothing" in lines["How sure"]
     assert "more seeds would tell nothing" in lines["What would change it"]
     words = " ".join(narrative.summary(records, "t"))
@@ -180,17 +183,20 @@ def test_scores_that_do_not_vary_with_the_seed_test_nothing_and_are_not_called_e
 
 def test_a_score_above_chance_over_seeds_may_not_be_above_it_on_other_patients(monkeypatch, tmp_path):
     records = of_values({"full": [0.521, 0.522, 0.523], "none": [0.512, 0.511, 0.513]})
-    monkeypatch.setattr(recommendation, "error_of_difference", lambda *_: None)
-    monkeypatch.setattr(recommendation, "error_above", lambda *_: PatientError(0.02, 0.09, 39))
+    errors = {"full": PatientError(0.02, 0.09, 39), "none": PatientError(0.02, 0.09, 39)}
+    monkeypatch.setattr(
+        recommendation,
+        "error_of_difference",
+        lambda *named: None if isinstance(named[5], str) else errors[named[4]],
+    )
     shown = recommend(records, "t", tmp_path)
     assert shown.headline == (
         "No strategy is recommended: none is shown to score above chance on other patients than those of the development set."
     )
     assert "39 patients leave ±0.176 of AUC to chance." in dict(shown.lines)["Patients, development"]
-    monkeypatch.setattr(recommendation, "error_above", lambda *_: PatientError(0.02, 0.005, 39, "images"))
+    errors |= dict.fromkeys(errors, PatientError(0.02, 0.005, 39, "images"))
     assert recommend(records, "t", tmp_path).headline.startswith("Use full")
-    few = {"full": PatientError(0.02, 0.09, 39, "images"), "none": PatientError(0.02, 0.005, 39, "images")}
-    monkeypatch.setattr(recommendation, "error_above", lambda *named: few[named[4]])
+    errors["full"] = PatientError(0.02, 0.09, 39, "images")
     assert recommend(records, "t", tmp_path).headline.startswith(
         "No strategy is shown to be better than every other"
     )

@@ -101,8 +101,8 @@ class Collector:
         seen.thumbnails[index] = np.asarray(small)
         digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest()
         seen.digests[index] = int.from_bytes(digest, "little")
-        seen.darkest[index], seen.brightest[index] = pixels.min(), pixels.max()
         counts = np.array(image.histogram()).reshape(-1, 256).sum(0)
+        seen.darkest[index], seen.brightest[index] = np.flatnonzero(counts)[[0, -1]]
         seen.low[index], seen.high[index] = intensity.foreground_levels(counts)
 
     def of_pictures(self, images: ImageStore, indices: np.ndarray) -> None:

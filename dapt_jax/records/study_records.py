@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.metrics import METRICS, display_name
+from dapt_jax.metrics import METRICS, display_name, lookup
 from dapt_jax.records import typed
 from dapt_jax.records.ledger import Ledger, Row
 from dapt_jax.records.renamed import upgrade
@@ -286,18 +286,8 @@ class Records:
     def values(
         self, strategy: str, task: str, split: str, protocol: str | None, metric: str
     ) -> list[float | None]:
-        """Return one value per seed, in the order of `seeds` (or the baseline's seeds)."""
-        seeds = self._baseline_seeds if strategy == BASELINE else self.seeds
-        return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in seeds]
-
-    def baseline_values(self, task: str, split: str, protocol: str | None, metric: str) -> list[float | None]:
-        """Return one value of the one-feature baseline per seed, in the order of `seeds`; None where it has none."""
-        key = (task, split, protocol, metric)
-        return [self._values.get((BASELINE, seed, *key)) for seed in self.seeds]
-
-    @functools.cached_property
-    def _baseline_seeds(self) -> list[Any]:
-        return list(dict.fromkeys(row["seed"] for row in self.results if row["strategy"] == BASELINE))
+        """Return one value per seed, in the order of `seeds`; None where a seed has none."""
+        return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in self.seeds]
 
     def unlike(self, task: str, split: str) -> str:
         """Return why the scores of strategies cannot be compared; empty where they can.
@@ -306,7 +296,7 @@ class Records:
         strategy that draws nothing in hard images is not charged for them.
         """
         metric, protocol = self.metric(task), self.protocol(task)
-        if not METRICS[metric.partition("/")[0]].is_distance:
+        if not lookup(metric).is_distance:
             return ""
         counts: dict[Any, dict[str, Any]] = {}
         for row in self.results:

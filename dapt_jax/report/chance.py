@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dapt_jax.metrics import lookup
 from dapt_jax.records.study_records import Records
+from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report.marks import LEVEL
 from dapt_jax.statistics import Interval, mean_interval, paired_t
 
@@ -63,17 +64,15 @@ def baseline_levels(records: Records, task: str, split: str) -> list[BaselineLev
     metric, chance = records.metric(task), chance_level(records, task)
     found = []
     for name in records.baselines(task):
-        values = records.baseline_values(task, split, name, metric)
+        values = records.values(BASELINE, task, split, name, metric)
         level = mean_interval(values)
         if level is None:
             continue
         is_reversed = metric in SYMMETRIC and chance is not None and level.mean < chance
         value = level.mean
         if is_reversed and chance is not None:
-            value, values = (
-                2 * chance - value,
-                [None if each is None else 2 * chance - each for each in values],
-            )
+            value = 2 * chance - value
+            values = [None if each is None else 2 * chance - each for each in values]
         holds = level.low is not None and level.high is not None and chance is not None
         at_chance = holds and level.low <= chance <= level.high  # type: ignore[operator]
         found.append(BaselineLevel(name, value, tuple(values), is_reversed, at_chance))

@@ -111,3 +111,14 @@ def compact(interval: Interval | None) -> Cell:
     if interval is None:
         return Cell(NONE)
     return Cell(f"{interval.mean:.3f}", "" if interval.half is None else f"±{interval.half:.3f}")
+
+
+def in_words(interval: Interval) -> str:
+    """Return a score with its interval, or why it has none.
+
+    >>> in_words(Interval(0.8, 0.78, 0.82, 5)), in_words(Interval(0.8, None, None, 1))
+    ('0.800 (95% interval 0.780 to 0.820, 5 seeds)', '0.800 (one seed)')
+    """
+    if interval.low is None:
+        return f"{interval.mean:.3f} ({'one seed' if interval.n == 1 else f'the same in {interval.n} seeds'})"
+    return f"{interval.mean:.3f} (95% interval {interval.low:.3f} to {interval.high:.3f}, {interval.n} seeds)"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dapt_jax.formatting import p_value
 from dapt_jax.report.columns import Cell
-from dapt_jax.statistics import holm, mean_interval, paired_t, welch_t
+from dapt_jax.statistics import Comparison, holm, mean_interval, paired_t, welch_t
 
 LEVEL = 0.05
 NOTE = (
@@ -42,6 +42,16 @@ class Marks:
             paired, welch = map(p_value, self.adjusted[name])
             cell = dataclasses.replace(cell, small=f"{cell.small} p {paired}, Welch {welch}".strip())
         return dataclasses.replace(cell, best=name in self.best, not_significantly_worse=is_close)
+
+
+def is_different(test: Comparison, p: float | None) -> bool:
+    """Return whether two arms differ: by a p below `LEVEL`, or by the same in every seed, which needs no test.
+
+    Args:
+        test: Their comparison.
+        p: Its p, or the adjusted one.
+    """
+    return test.is_constant or (p is not None and p < LEVEL)
 
 
 UNMARKED = Marks(frozenset(), frozenset(), {})

@@ -9,8 +9,9 @@ from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.report.chance import baseline_levels, chance_level, is_above, is_at
 from dapt_jax.report.claims import claims
+from dapt_jax.report.columns import in_words
 from dapt_jax.report.main_table import comparisons
-from dapt_jax.report.marks import LEVEL
+from dapt_jax.report.marks import LEVEL, is_different
 from dapt_jax.statistics import Comparison, mean_interval
 
 
@@ -23,12 +24,9 @@ def summary(records: Records, task: str) -> list[str]:
     base = mean_interval(records.values(reference, task, split, protocol, metric))
     if base is None:
         return [f"{reference}, the reference, has no {split} {records.display_name(task, metric)} yet."]
-    if base.low is None:
-        spread = "one seed" if base.n == 1 else f"the same in {base.n} seeds"
-    else:
-        spread = f"95% interval {base.low:.3f} to {base.high:.3f}, {base.n} seeds"
-    shown = f"{records.display_name(task, metric)} {base.mean:.3f}"
-    sentences = [f"On the {split} set {reference} reaches {shown} ({spread})."]
+    sentences = [
+        f"On the {split} set {reference} reaches {records.display_name(task, metric)} {in_words(base)}."
+    ]
     sentences += _differences(records, task, split)
     sentences += _non_inferiority(records, task, split)
     sentences += _cheapest(records, task, split)
@@ -127,11 +125,7 @@ def _cheapest(records: Records, task: str, split: str) -> list[str]:
         return []
     # Unadjusted p: for calling a strategy as good as the reference, Holm's adjustment would be
     # anti-conservative.
-    worse = {
-        n
-        for n, (t, _) in tests.items()
-        if sign * t.difference.mean < 0 and (t.is_constant or (t.p is not None and t.p < LEVEL))
-    }
+    worse = {n for n, (t, _) in tests.items() if sign * t.difference.mean < 0 and is_different(t, t.p)}
     candidates = {n: f.mean for n, f in flops.items() if f is not None and n in tests and n not in worse}
     cheaper = {name: cost for name, cost in candidates.items() if cost < base.mean}
     if not cheaper:

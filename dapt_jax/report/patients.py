@@ -14,7 +14,7 @@ from dapt_jax.records.predictions import ORDER, PROBABILITY, Predictions
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import predictions
 from dapt_jax.report.marks import LEVEL
-from dapt_jax.statistics import patient_weights, weighted_aucs
+from dapt_jax.statistics import mean_of_defined, patient_weights, weighted_aucs
 from dapt_jax.statistics.power import POWER
 
 DRAWS = 200
@@ -63,33 +63,9 @@ class PatientError:
 
 
 def error_of_difference(
-    workdir: Path, records: Records, task: str, split: str, first: str, second: str
+    workdir: Path, records: Records, task: str, split: str, name: str, against: str | float
 ) -> PatientError | None:
-    """Return the difference of two strategies on a split, with its error over patients.
-
-    Args:
-        workdir: Folder of the study.
-        records: Its records.
-        task: The task.
-        split: The split.
-        first: One strategy.
-        second: The other.
-
-    Returns:
-        None where the metric is not the AUC, where the predictions of both are missing, or too many to draw.
-    """
-    pairs = []
-    for seed in records.seeds:
-        both = [_of_arm(workdir, records, task, split, name, seed) for name in (first, second)]
-        if both[0] is not None and both[1] is not None and both[0].same_images(both[1]):
-            pairs.append((both[0], both[1]))
-    return _error(pairs)
-
-
-def error_above(
-    workdir: Path, records: Records, task: str, split: str, name: str, level: float
-) -> PatientError | None:
-    """Return a strategy's AUC on a split minus a level such as chance, with its error over patients.
+    """Return a strategy's AUC on a split minus another's, or minus a level, with its error over patients.
 
     Args:
         workdir: Folder of the study.
@@ -97,13 +73,22 @@ def error_above(
         task: The task.
         split: The split.
         name: The strategy.
-        level: What is subtracted.
+        against: The other strategy, or a level such as chance.
 
     Returns:
-        None as for `error_of_difference`.
+        None where the metric is not the AUC, where predictions are missing, or too many to draw.
     """
-    runs = [_of_arm(workdir, records, task, split, name, seed) for seed in records.seeds]
-    found = _error([(run, None) for run in runs if run is not None])
+    pairs: list[tuple[Predictions, Predictions | None]] = []
+    for seed in records.seeds:
+        run = _of_arm(workdir, records, task, split, name, seed)
+        if run is None:
+            continue
+        if not isinstance(against, str):
+            pairs.append((run, None))
+        elif (other := _of_arm(workdir, records, task, split, against, seed)) and run.same_images(other):
+            pairs.append((run, other))
+    level = 0.0 if isinstance(against, str) else against
+    found = _error(pairs)
     return found and dataclasses.replace(found, difference=found.difference - level)
 
 
@@ -147,7 +132,4 @@ def _aucs(run: Predictions, weights: np.ndarray) -> np.ndarray:
             found.append(weighted_aucs(targets[known] == 1, scores[known].astype(float), weights[:, known]))
     if not found:
         return np.full(len(weights), np.nan)
-    areas = np.stack(found)
-    known_count = np.isfinite(areas).sum(0)
-    total = np.nansum(areas, 0)
-    return np.divide(total, known_count, out=np.full(len(total), np.nan), where=known_count > 0)
+    return mean_of_defined(np.stack(found))

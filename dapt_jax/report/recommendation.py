@@ -13,8 +13,9 @@ from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
 from dapt_jax.report.chance import BaselineLevel, baseline_levels, chance_level, is_above, is_at
-from dapt_jax.report.marks import LEVEL
-from dapt_jax.report.patients import PatientError, error_above, error_of_difference
+from dapt_jax.report.columns import in_words
+from dapt_jax.report.marks import LEVEL, is_different
+from dapt_jax.report.patients import PatientError, error_of_difference
 from dapt_jax.statistics import Comparison, Interval, holm, mean_interval, paired_t
 from dapt_jax.statistics.intervals import defined
 from dapt_jax.statistics.power import POWER
@@ -67,7 +68,9 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
     if chance is not None:
         by_seeds = [name for name, mean in means.items() if not is_at(mean, chance, sign)]
         errors = {
-            name: None if workdir is None else error_above(workdir, records, task, split, name, chance)
+            name: None
+            if workdir is None
+            else error_of_difference(workdir, records, task, split, name, chance)
             for name in by_seeds
         }
         above = [name for name, error in errors.items() if error is None or error.is_shown]
@@ -86,7 +89,7 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         if workdir and rival is not None
         else None
     )
-    score = f"{split} {title} {_interval(means[chosen])}; {_against(found, chosen, chance, levels)}"
+    score = f"{split} {title} {in_words(means[chosen])}; {_against(found, chosen, chance, levels)}"
     lines = [("Score", score), ("Cost", _cost(records, task, chosen, cost))]
     if inside := _inside(records, task, split, chosen):
         lines.append((records.in_domain(task).capitalize(), inside))
@@ -95,7 +98,7 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         adjusted = found.adjusted.get(rival if chosen == best else chosen)
         lines += [
             ("How sure", _sureness(test, rival, title, adjusted, len(found.adjusted))),
-            ("Runner-up", f"{rival}: {_interval(means[rival])}"),
+            ("Runner-up", f"{rival}: {in_words(means[rival])}"),
             ("What would change it", _change(test, adjusted, error, chosen, rival, split)),
         ]
         if error is not None:
@@ -204,13 +207,15 @@ class _Comparisons:
         adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
         return any(
             self.sign * test.difference.mean < 0
-            and (test.is_constant or _is_significant(test.p if other == self.best else adjusted[other]))
+            and is_different(test, test.p if other == self.best else adjusted[other])
             for other, test in tests.items()
         )
 
     def is_shown_worse(self, name: str) -> bool:
         """Return whether the best strategy is shown to be better than another, after Holm's method."""
-        return name != self.best and self.is_worse(name) and _is_significant(self.adjusted.get(name))
+        test = self.test(name, self.best)
+        is_lower = test is not None and self.sign * test.difference.mean < 0
+        return is_lower and _is_significant(self.adjusted.get(name))
 
 
 def arms_shown(records: Records, task: str) -> list[str]:
@@ -246,17 +251,11 @@ def _is_significant(p: float | None) -> bool:
     return p is not None and p < LEVEL
 
 
-def _interval(mean: Interval) -> str:
-    if mean.low is None:
-        return f"{mean.mean:.3f} ({'one seed' if mean.n == 1 else f'the same in {mean.n} seeds'})"
-    return f"{mean.mean:.3f} (95% interval {mean.low:.3f} to {mean.high:.3f}, {mean.n} seeds)"
-
-
 def _at_chance(found: _Comparisons, chance: float, error: PatientError | None) -> Recommendation:
     """Return that no strategy is shown to score above chance: over seeds, or on other patients."""
     split, title, best = found.split, found.title, found.best
     headline = f"No strategy is recommended: none is shown to score above chance on the {split} set."
-    lines = [("Best score", f"{best}: {split} {title} {_interval(found.means[best])}; chance {chance:g}.")]
+    lines = [("Best score", f"{best}: {split} {title} {in_words(found.means[best])}; chance {chance:g}.")]
     if error is not None:
         headline = (
             f"No strategy is recommended: none is shown to score above chance on other {error.drawn} than those of the "
@@ -311,7 +310,7 @@ def _inside(records: Records, task: str, split: str, chosen: str) -> str | None:
     best = max(means, key=lambda name: sign * means[name].mean, default=chosen)
     if best == chosen or chosen not in means:
         return None
-    return f"{best} has the best mean, {_interval(means[best])}; {chosen} {_interval(means[chosen])}"
+    return f"{best} has the best mean, {in_words(means[best])}; {chosen} {in_words(means[chosen])}"
 
 
 def _sureness(

@@ -185,6 +185,19 @@ def defined(values: Sequence[float | None]) -> list[float]:
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Return the mean along the first axis of the values that are finite; NaN where none is.
+
+    >>> mean_of_defined(np.array([[1.0, np.nan], [2.0, np.nan]])).tolist()
+    [1.5, nan]
+    """
+    known = np.isfinite(values)
+    count = known.sum(0)
+    return np.divide(
+        np.where(known, values, 0).sum(0), count, out=np.full(count.shape, np.nan), where=count > 0
+    )
+
+
 def too_few_seeds(seeds: int) -> str:
     """Return a line on what one or two seeds cannot show, and on what would; empty for more.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from dapt_jax import metrics
 from dapt_jax.metrics import Score
 from dapt_jax.runtime import atomic_files, processes
+from dapt_jax.statistics import mean_of_defined
 from dapt_jax.study.predictions import classes_outside
 from dapt_jax.study.tasks import ArmKey, ResultRow, Task, result_rows
 
@@ -47,12 +48,7 @@ def curves(task: Task, folds: list[Fold], probabilities: Mapping[str, ByEpoch]) 
                     [metrics.mean_auc(truth[chosen], each[chosen], classes, seen) for each in by_epoch]
                 )
         if of_fold:
-            scores = np.asarray(of_fold)
-            known = np.isfinite(scores)
-            count = known.sum(0)
-            mean = np.full(len(count), np.nan)
-            np.divide(np.where(known, scores, 0).sum(0), count, out=mean, where=count > 0)
-            found[task.scored if held else split] = mean
+            found[task.scored if held else split] = mean_of_defined(np.asarray(of_fold))
     return found
 
 
