@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dapt_jax import metrics
-from dapt_jax.cost import energy, hardware
+from dapt_jax.cost import energy, hardware, memory
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
@@ -45,7 +45,7 @@ def test_a_plan_needs_neither_data_nor_weights_and_counts_as_the_paper(capsys):
     config = planned(corpus=240, tumour__development=60, tumour__external=30)
     study = prepare.prepare(resolve(config))
     out = capsys.readouterr().out
-    assert "weights: keras:resnet50, not here and not read: a plan needs none" in out
+    assert "weights: keras:resnet50, not here and not read: nothing is trained" in out
     assert "240 images by plan.images" in out
     head, partial = plan.of_run(study.run_of(study.arms[0]))
     assert (head.trainable, partial.trainable) == (2_049, 4_461_569)
@@ -55,15 +55,23 @@ def test_a_plan_needs_neither_data_nor_weights_and_counts_as_the_paper(capsys):
     config.corpus.update({"kind": "folder", "path": "any"})
     config.adapt.single_logit = False
     assert prepare.prepare(resolve(config)).corpora[""].classes == tuple("0123456")
+    config.corpus.classes = ("benign", "malignant")
+    with pytest.raises(
+        UserError, match=r"states 7 classes of corpus, which has 2; expected corpus=NUMBER alone"
+    ):
+        prepare.prepare(resolve(config))
+    config.corpus.classes = ()
     sizes = {split: data.images.size for split, data in study.tasks[0].datasets.items()}
     assert sizes == {"development": 256, "external": 240}
 
 
 def test_programs_are_compiled_ahead_of_time_for_sets_of_stated_size(capsys):
     config = planned(corpus=240, tumour__development=60, tumour__external=30)
-    config.mode, config.weights = "aot", "random"
+    config.mode = "aot"
     study = prepare.prepare(resolve(config))
-    assert "240 images by plan.images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "240 images by plan.images" in out
+    assert "weights: keras:resnet50, not here and not read: nothing is trained" in out
     assert len(study.run_of(study.arms[0]).dataset) == 240
 
 
@@ -229,8 +237,13 @@ def test_a_cpu_without_bfloat16_arithmetic_computes_in_float32_and_says_so(
     assert capsys.readouterr().out.count("float32 in the place of bfloat16") == (dtype == "float32")
     assert budgets.for_this_device(single) is single
     again = dataclasses.replace(single, model=dataclasses.replace(single.model, remat=("*",)))
-    assert budgets.for_this_device(again) == single
-    assert "saves no memory on a CPU" in capsys.readouterr().out
+    for saves in (True, False):
+        monkeypatch.setattr(memory, "saves_recomputed", lambda saves=saves: saves)
+        assert budgets.for_this_device(again) == (again if saves else single)
+        assert ("saves no memory on a CPU" in capsys.readouterr().out) is not saves
+    unknown = dataclasses.replace(single, model=dataclasses.replace(single.model, remat=("stage1/blok1",)))
+    with pytest.raises(UserError, match="stage1/block1"):
+        budgets.for_this_device(unknown)
     of_tpu = dataclasses.replace(again, mode="aot")
     assert budgets.for_this_device(of_tpu) is of_tpu
 

@@ -1,6 +1,7 @@
 """Devices and processes change nothing but the time: the same losses on one device, on eight, and in two processes."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from dapt_jax import ops
+from dapt_jax.cost.memory import tree_bytes
 from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models import registry
@@ -206,10 +208,25 @@ def test_a_plan_knows_what_one_device_needs_and_what_fits():
     averaged = dataclasses.replace(program, optimizer=dataclasses.replace(program.optimizer, ema=0.9))
     average = 4 * freezing.count(freezing.partition(run.model.abstract()[0], program.mask.trainable)[0])
     assert accounting.peak_bytes(averaged, 16, 8) == whole + average
-    for batch in (1, 7, 200):
-        most = accounting.peak_bytes(program, 16, batch)
-        assert accounting.largest_batch(program, 16, most) == batch
-        assert accounting.largest_batch(program, 16, most - 1) == batch - 1
+    (above,) = tiny.make_run([tiny.PARTIAL], encoder=tiny.encoder(), data=tiny.dataset()).programs
+    for each in (program, above):
+        for batch in (1, 7, 200):
+            most = accounting.peak_bytes(each, 16, batch)
+            assert accounting.largest_batch(each, 16, most) == batch
+            assert accounting.largest_batch(each, 16, most - 1) == batch - 1
+
+
+def test_a_frozen_prefix_and_the_backward_pass_above_it_do_not_need_memory_at_once():
+    """The prefix's two largest neighbours are gone when the suffix, here one small layer, keeps its first residual."""
+    (program,) = tiny.make_run([tiny.HEAD], encoder=tiny.encoder(), data=tiny.dataset()).programs
+    batch, model = 64, program.model
+    sizes = [
+        tree_bytes(shape) for shape in accounting.boundary_shapes(model, 16)[: program.mask.boundary + 1]
+    ]
+    pair = batch * max(a + b for a, b in itertools.pairwise(sizes))
+    params, statistics = model.abstract()
+    state = tree_bytes((params, statistics, jax.eval_shape(program.tx.init, params)))
+    assert accounting.peak_bytes(program, 16, batch) == state + pair + batch * 16 * 16 * 3
 
 
 def test_a_spread_state_takes_its_share_of_each_device():

@@ -17,7 +17,7 @@ from dapt_jax.training.executables import Executables
 from dapt_jax.training.phases import Phase
 from dapt_jax.transferability.registry import evaluate
 from dapt_jax.transferability.settings import SelectionSettings
-from tests import tiny
+from tests import command, tiny
 
 ENCODER, DATA, TARGET = tiny.encoder(), tiny.dataset(), tiny.dataset(n=24, seed=5)
 PHASES = (
@@ -222,3 +222,20 @@ def test_bad_settings_are_one_line():
     with pytest.raises(UserError, match="5 target images to score; expected 9 or more"):
         Plan.of(settings(negatives=8), make_run(), 5)
     assert StudySettings().scores is None
+
+
+@pytest.mark.parametrize(("score", "reads_labels"), [("logme", True), ("robustness", False)])
+def test_development_scores_say_that_labels_of_their_images_chose_the_checkpoint(
+    score, reads_labels, tmp_path, capsys
+):
+    flags = command.small(
+        "--config.seeds=0", "--config.strategies=none,full", f"--config.checkpoint_selection.score={score}",
+        "--config.checkpoint_scoring.budget=0.9", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert command.run(*flags) == 0
+    warning = (
+        "score=logme reads labels of leukocytes development, whose scores are then those of images that chose"
+    )
+    assert (warning in capsys.readouterr().out) is reads_labels
+    page = (tmp_path / "report.html").read_text()
+    assert ("Development images have chosen the checkpoints, by logme" in page) is reads_labels

@@ -19,6 +19,7 @@ _CURVE = {
     "share": typed.NUMBER,
     "scores": typed.OBJECT,
     "higher_is_better": typed.OBJECT,
+    "reads_labels": typed.OBJECT,
     "chosen": typed.TRUTH,
 }
 

@@ -13,6 +13,7 @@ from dapt_jax.formatting import NONE, millions, number, p_value, percent
 from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.report import selection
 from dapt_jax.report.chance import chance_level
 from dapt_jax.report.columns import Cell, Column, Table, score
 from dapt_jax.report.marks import UNMARKED, Marks, note_of_marks, over_seeds
@@ -208,6 +209,11 @@ def _note(records: Records, task: str) -> str:
     ):
         notes.append(
             f"An interval beyond the range of {bounds.title} says that there are too few seeds for it."
+        )
+    if score := selection.score_that_read_labels(records, task):
+        notes.append(
+            f"Development images have chosen the checkpoints, by {score}, which reads their labels: their scores favour "
+            "strategies that adapt. Other splits had no say."
         )
     unlike = {split: records.unlike(task, split) for split in splits}
     notes += [f"On {split}: {why}. Nothing is marked or tested." for split, why in unlike.items() if why]

@@ -79,6 +79,15 @@ def downstream_scores(records: Records, curve: Curve, task: str, split: str) -> 
     return found
 
 
+def score_that_read_labels(records: Records, task: str) -> str:
+    """Return the score by which labels of a task's development images chose checkpoints; empty where none did."""
+    config = records.config
+    score = (config.get("checkpoint_selection") or {}).get("score", "")
+    of = (config.get("checkpoint_scoring") or {}).get("task") or next(iter(config.get("tasks") or ()), "")
+    points = [point for curve in curves(records) for point in curve.points if point.get("chosen")]
+    return score if of == task and any(each.get("reads_labels", {}).get(score) for each in points) else ""
+
+
 def lower_is_better_words(records: Records) -> str:
     """Return the names of lower-is-better scores, as part of a sentence; empty without any."""
     found = curves(records)

@@ -44,7 +44,7 @@ PARTS = ("corpus", "target")
 """Parts of a set that `data.split` divides."""
 
 FIT = "fit"
-"""Value of `cache.dtype` that follows what fits."""
+"""Value of `cache.dtype` and `model.remat` that follows what fits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,13 +94,16 @@ class ModelSettings(_Checked):
         doc="Images over which batch norm that trains takes statistics: the batch, or each device's part.",
     )
     remat: tuple[str, ...] = setting(
-        (), doc="Layer groups whose activations are computed again instead of kept; * for all."
+        (),
+        doc="Layer groups whose activations are computed again instead of kept; * for all, fit for as many of the "
+        "lowest as a batch needs to fit in device memory.",
     )
 
     def encoder(self) -> Encoder:
-        """Return the encoder; equal settings share one object."""
+        """Return the encoder, without recomputed groups where they are yet to be chosen; equal settings share one."""
+        remat = () if FIT in self.remat else self.remat
         return configured(
-            self.name, self.drop_path, self.dropout, self.remat, self.patch_dropout, self.drop_path_subset
+            self.name, self.drop_path, self.dropout, remat, self.patch_dropout, self.drop_path_subset
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from dapt_jax.cost import hardware
+from dapt_jax.cost import hardware, memory
 from dapt_jax.data import decode, file_crops
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.records.study_records import Records
@@ -36,8 +36,9 @@ def resolved(settings: StudySettings, workdir: Path | None = None) -> StudySetti
         settings: Settings of the study.
         workdir: Its folder, whose recorded budgets hold; None where there is none.
     """
-    cache, data = settings.cache, settings.data
-    if AUTO not in (cache.memory_mb, cache.disk_mb, data.cache_mb) and cache.dtype != FIT:
+    cache, data, model = settings.cache, settings.data, settings.model
+    fitting = (cache.dtype, *model.remat)
+    if AUTO not in (cache.memory_mb, cache.disk_mb, data.cache_mb) and FIT not in fitting:
         return settings
     found = processes.broadcast_from_primary(lambda: _asked(cache.dir, workdir))
     own: dict[str, Any] = {
@@ -50,15 +51,18 @@ def resolved(settings: StudySettings, workdir: Path | None = None) -> StudySetti
         settings,
         cache=dataclasses.replace(cache, **own),
         data=dataclasses.replace(data, cache_mb=images),
+        model=dataclasses.replace(model, remat=found.get("remat", model.remat))
+        if FIT in model.remat
+        else model,
     )
 
 
 def for_this_device(settings: StudySettings) -> StudySettings:
     """Return the settings without what costs time here and brings nothing; say so.
 
-    On a CPU: float32 in the place of a bfloat16 that it would emulate, and no recomputed activations. Results are
-    then those of `model.dtype='float32'`. Settings of other devices, and of ahead-of-time compilation for them, are
-    returned as they are.
+    On a CPU: float32 in the place of a bfloat16 that it would emulate, and no recomputed activations where its
+    compiler keeps them anyway. Results are then those of `model.dtype='float32'`. Settings of other devices, and of
+    ahead-of-time compilation for them, are returned as they are.
 
     Args:
         settings: Settings of the study.
@@ -71,11 +75,11 @@ def for_this_device(settings: StudySettings) -> StudySettings:
             "model.dtype: float32 in the place of bfloat16, for which this CPU has neither AMX nor AVX512-BF16"
         )
         model = dataclasses.replace(model, dtype="float32")
-    if model.remat:
-        # XLA:CPU takes out the barriers of `jax.checkpoint` and finds the activations it has already.
+    if model.remat and not memory.saves_recomputed():
+        model.encoder()  # refuses names of groups that it does not have
         streams.say(
-            "model.remat: activations are kept and not computed again, since that saves no memory on a CPU; "
-            "adapt.grad_accum_steps does"
+            "model.remat: activations are kept and not computed again, since that saves no memory on a CPU with this "
+            "jaxlib; adapt.grad_accum_steps does"
         )
         model = dataclasses.replace(model, remat=())
     return settings if model is settings.model else dataclasses.replace(settings, model=model)
@@ -169,6 +173,8 @@ def _asked(folder: str, workdir: Path | None) -> dict[str, Any]:
     ):
         if (value := recorded.get(section, {}).get(name, AUTO)) not in (AUTO, FIT):
             found[key] = value
+    if FIT not in (remat := tuple(recorded.get("model", {}).get("remat", (FIT,)))):
+        found["remat"] = remat
     return found
 
 

@@ -450,8 +450,8 @@ def _about_memory(batch_size: int, too_large: list[str]) -> str:
     if too_large:
         return (
             f"{line}a batch of {batch_size} does NOT fit for {', '.join(too_large)}: split it "
-            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or on a GPU or TPU compute activations again "
-            "(model.remat)"
+            "(adapt.grad_accum_steps), shard the state (runtime.fsdp), or compute activations again "
+            "(model.remat=fit)"
         )
     return f"{line}a batch of {batch_size} fits for every strategy"
 

@@ -20,7 +20,17 @@ from dapt_jax.settings import StudySettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.statistics import PIXELS, Aggregation, too_few_seeds
-from dapt_jax.study import budgets, divided, few_samples, halving, leakage, segmentation, stated, strategies
+from dapt_jax.study import (
+    budgets,
+    divided,
+    few_samples,
+    halving,
+    leakage,
+    recomputation,
+    segmentation,
+    stated,
+    strategies,
+)
 from dapt_jax.study.arms import Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -46,7 +56,7 @@ def prepare(settings: StudySettings) -> Study:
     if settings.mode == "plan":
         streams.say(budgets.stated(settings))
     encoder = settings.model.encoder()
-    has_weights = settings.mode != "plan" or locate.is_here(settings.weights, encoder.name)
+    has_weights = settings.mode not in stated.WITHOUT_IMAGES or locate.is_here(settings.weights, encoder.name)
     encoder = locate.fitted(settings.weights, encoder, settings.model.preprocess, has_weights)
     resolved = tuple(strategies.resolve(name, encoder, settings) for name in settings.strategies)
     sharding.make_mesh(fsdp=settings.runtime.fsdp)
@@ -58,7 +68,7 @@ def prepare(settings: StudySettings) -> Study:
                 sharding.check_batch(transfer.finetune.batch_size, transfer.finetune.grad_accum_steps)
     about, reports = _weights(settings, encoder, resolved) if has_weights else ("", {})
     if not has_weights:
-        streams.say(f"weights: {settings.weights}, not here and not read: a plan needs none")
+        streams.say(f"weights: {settings.weights}, not here and not read: nothing is trained")
     loaded = {}
     for named in named_sets(settings, resolved):
         loaded[named] = read = read_set(settings, named)
@@ -75,12 +85,18 @@ def prepare(settings: StudySettings) -> Study:
             streams.say(f"warning: {line}")
     if settings.tasks and (line := too_few_seeds(len(settings.seeds))):
         streams.say(f"warning: {line}")
-    study, line = budgets.with_fitting_dtype(
-        Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
-    )
-    if line:
-        streams.say(line)
+    study = Study(settings, resolved, apart.corpora, apart.tasks, about, apart.marks, reports)
+    for fitting in (budgets.with_fitting_dtype, recomputation.with_fitting_activations):
+        study, line = fitting(study)
+        if line:
+            streams.say(line)
     check_study(study)
+    if study.scores and study.scores.selects_by_labels and settings.tasks:
+        of = study.scores.task or study.tasks[0].name
+        streams.say(
+            f"warning: checkpoint_selection.score={study.scores.select} reads labels of {of} development, whose scores "
+            "are then those of images that chose the checkpoint; other splits have no say"
+        )
     return study
 
 

@@ -259,12 +259,14 @@ class Scorer(Callback):
             name: outcome.value if math.isfinite(outcome.value) else None for name, outcome in found.items()
         }
         reasons = {name: outcome.reason for name, outcome in found.items() if outcome.reason}
-        directions = {name: registry.entry(name).higher_is_better for name in values}
+        entries = {name: registry.entry(name) for name in values}
         point: dict[str, Any] = {
             "epoch": epoch,
             "share": self.plan.epochs[epoch],
             "scores": values,
-            "higher_is_better": directions,  # so that a report needs no code of the scores
+            # So that a report needs no code of the scores.
+            "higher_is_better": {name: each.higher_is_better for name, each in entries.items()},
+            "reads_labels": {name: each.reads_labels for name, each in entries.items()},
         }
         self.points.append({**point, **({"reasons": reasons} if reasons else {})})
         if self.settings.select or self.settings.keep:

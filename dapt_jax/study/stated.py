@@ -120,7 +120,17 @@ def read_or_stated(
             f"plan.images states {count[0]:,} images of {key}, and the set is here with {len(dataset):,}; expected "
             "statements of sets alone that are not here"
         )
+    if count and dataset.is_labelled:
+        _check_classes(count[1], len(dataset.classes), key)
     return dataset
+
+
+def _check_classes(stated: int, known: int, key: str) -> None:
+    """Refuse a stated number of classes of a set whose classes are known and not as many."""
+    if stated and stated != known:
+        raise UserError(
+            f"plan.images states {stated} classes of {key}, which has {known}; expected {key}=NUMBER alone"
+        )
 
 
 def of_size(count: int, number_of_classes: int, image_size: int, title: str, source: Sources) -> Dataset:
@@ -134,7 +144,8 @@ def of_size(count: int, number_of_classes: int, image_size: int, title: str, sou
         source: Description of the set, with its classes, or of a public set whose classes are known.
 
     Raises:
-        UserError: The classes are not known, or the segments of a set of masks are not.
+        UserError: The classes are not known, or not as many as stated; or the segments of a set of masks are not
+            known.
     """
     first = source if isinstance(source, Mapping) else source[0]
     entry = SETS.get(str(first.get("kind", "")))
@@ -147,7 +158,9 @@ def of_size(count: int, number_of_classes: int, image_size: int, title: str, sou
     if not segments and entry and task == SEGMENTATION:
         own = {key: value for key, value in first.items() if key in entry.options and value}
         segments = entry.segments(**{**entry.options, **own})
-    if number_of_classes:
+    if classes:
+        _check_classes(number_of_classes, len(classes), title.replace(" ", "."))
+    elif number_of_classes:
         classes = tuple(map(str, range(number_of_classes)))
     if len(classes) < 2 and not segments:
         raise UserError(

@@ -87,7 +87,7 @@ def forward(model: Network, image_size: int, stop: int) -> flops.Flops:
 
 
 _costs: dict[Hashable, ImageCost] = {}
-_peaks: dict[Hashable, int] = {}
+_peaks: dict[Hashable, tuple[int, int]] = {}
 
 
 def image_cost(program: PhaseProgram, image_size: int) -> ImageCost:
@@ -181,13 +181,18 @@ def peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int = 1
         fsdp: Devices over which parameters, gradients and optimizer state are sharded; buffers gathered for
             one layer at a time are not counted.
     """
+    return max(_peaks_of(program, image_size, batch, fsdp))
+
+
+def _peaks_of(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> tuple[int, int]:
+    """Return the bytes that are live in the frozen prefix, and when the backward pass begins, of one device."""
     key = (program.key, program.phase.image_size or image_size, batch, fsdp)
     if key not in _peaks:
-        _peaks[key] = _peak_bytes(program, image_size, batch, fsdp)
+        _peaks[key] = _traced_peaks(program, image_size, batch, fsdp)
     return _peaks[key]
 
 
-def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> int:
+def _traced_peaks(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -> tuple[int, int]:
     model, side = program.model, program.side(image_size)
     params, batch_stats = model.abstract()
     train, rest = freezing.partition(params, program.mask.trainable)
@@ -221,10 +226,13 @@ def _peak_bytes(program: PhaseProgram, image_size: int, batch: int, fsdp: int) -
         )
     waiting = memory.tree_bytes(boundary_shape(model, program.mask.boundary, side)) * (batch - at_once)
     images = batch * (program.phase.image_size or image_size) ** 2 * 3
-    # Twice the trained parameters: their gradients have the same size.
-    elsewhere = sum(_elsewhere(tree, fsdp) for tree in (train, train, rest, opt))
+    elsewhere = sum(_elsewhere(tree, fsdp) for tree in (params, opt))
     average = memory.tree_bytes(train) - _elsewhere(train, fsdp) if program.keeps_average else 0
-    return stored + waiting + images + average + _prefix_bytes(program, side, batch) - elsewhere
+    always = images + average - elsewhere
+    # The prefix has run, and its activations are gone, when the first residual of the suffix is kept.
+    in_prefix = memory.tree_bytes((params, batch_stats, opt)) + _prefix_bytes(program, side, batch)
+    gradients_elsewhere = _elsewhere(train, fsdp)
+    return in_prefix + always, stored + waiting - gradients_elsewhere + always
 
 
 def _elsewhere(state: object, fsdp: int) -> int:
@@ -236,10 +244,12 @@ def _elsewhere(state: object, fsdp: int) -> int:
 def largest_batch(program: PhaseProgram, image_size: int, memory_bytes: int, fsdp: int = 1) -> int:
     """Return the images of a step that fit on one device by the same estimate; 0 for none."""
     unit = program.grad_accum_steps
-    first, second = (peak_bytes(program, image_size, number * unit, fsdp) for number in (1, 2))
-    if first > memory_bytes:
+    first, second = (_peaks_of(program, image_size, number * unit, fsdp) for number in (1, 2))
+    if max(first) > memory_bytes:
         return 0
-    return (1 + (memory_bytes - first) // max(second - first, 1)) * unit
+    return unit * min(
+        1 + (memory_bytes - one) // max(two - one, 1) for one, two in zip(first, second, strict=True)
+    )
 
 
 def _prefix_bytes(program: PhaseProgram, image_size: int, batch: int) -> int:

@@ -88,6 +88,11 @@ class ScoreEntry:
     higher_is_better: bool
     compute: Callable[..., float]
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it reads labels or masks of the images that it scores."""
+        return self.needs in ("labels", "source head", "masks")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

@@ -99,6 +99,11 @@ class Settings(ScoringSettings):
         return self.selection.score
 
     @property
+    def selects_by_labels(self) -> bool:
+        """Whether the score for selection reads labels or masks of the images that it scores."""
+        return bool(self.select) and registry.entry(self.select).reads_labels
+
+    @property
     def rule(self) -> CheckpointRule:
         """Rule of selection."""
         return self.selection.checkpoint_rule()

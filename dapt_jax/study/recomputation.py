@@ -1,0 +1,87 @@
+"""Activations that are computed again instead of kept, chosen so that every phase of a study fits in memory.
+
+A layer group that is recomputed keeps its input alone (Chen et al., arXiv 1604.06174): results are the same, and a
+step costs one more forward pass of the group. The lowest groups are taken first: of a convolutional network they hold
+most of the activations and cost the least, and of a transformer all are alike.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from dapt_jax.cost import hardware
+from dapt_jax.errors import UserError
+from dapt_jax.models.encoder import Encoder
+from dapt_jax.settings.schema import FIT
+from dapt_jax.study import plan
+from dapt_jax.study.arms import Study
+from dapt_jax.study.strategies import Strategy
+
+
+def with_fitting_activations(study: Study) -> tuple[Study, str]:
+    """Return the study with `model.remat` chosen for the memory of a device, and a line on it.
+
+    Args:
+        study: The study; one whose `model.remat` is not `fit` is returned as it is.
+
+    Raises:
+        UserError: `fit` beside names of layer groups, or for chips that are not there.
+    """
+    settings = study.settings
+    if FIT not in settings.model.remat:
+        return study, ""
+    if settings.model.remat != (FIT,) or settings.mode == "aot":
+        raise UserError(
+            f"model.remat is {', '.join(settings.model.remat)}; expected fit alone, and layer groups or * ahead of "
+            "time, whose memory mode=aot shows"
+        )
+    groups = max((each.encoder.groups for each in study.strategies), key=len, default=())
+    room = hardware.device_bytes()
+    fits = {number: _peak(_recomputing(study, groups[:number])) <= room for number in (0, len(groups))}
+    low, high = 0, len(groups)
+    while high - low > 1 and not fits[0] and fits[len(groups)]:
+        middle = (low + high) // 2
+        is_enough = _peak(_recomputing(study, groups[:middle])) <= room
+        low, high = (low, middle) if is_enough else (middle, high)
+    chosen = groups[: 0 if fits[0] else high]
+    study = _recomputing(study, chosen)
+    about = f"model.remat: a batch of {settings.adapt.batch_size} and {room / 2**30:.1f} GiB of memory"
+    if not chosen:
+        return study, f"{about} need no activations to be computed again"
+    name = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else chosen[0]
+    enough = (
+        ""
+        if fits[len(groups)]
+        else ", which is NOT enough: lower adapt.batch_size or raise adapt.grad_accum_steps"
+    )
+    return study, f"{about}: the activations of {name} are computed again{enough}"
+
+
+def _peak(study: Study) -> int:
+    """Return the largest planned peak of any phase of adaptation, in bytes of one device."""
+    fsdp = study.settings.runtime.fsdp
+    runs = [run for arm in study.arms_of(study.settings.seeds[0]) for run in study.runs_of(arm)]
+    return max((phase.peak_bytes for run in runs for phase in plan.of_run(run, fsdp)), default=0)
+
+
+def _recomputing(study: Study, groups: Sequence[str]) -> Study:
+    """Return the study with the activations of some layer groups recomputed, wherever an encoder has them."""
+    made: dict[Encoder, Encoder] = {}  # strategies that share an encoder share compiled programs
+
+    def encoder(plain: Encoder) -> Encoder:
+        own = [name for name in groups if name in plain.groups]
+        if own and plain not in made:
+            made[plain] = plain.rematerialised(*own)
+        return made.get(plain, plain)
+
+    def strategy(plain: Strategy) -> Strategy:
+        before = strategy(plain.before) if plain.before else None
+        return dataclasses.replace(plain, encoder=encoder(plain.encoder), before=before)
+
+    settings = study.settings
+    model = dataclasses.replace(settings.model, remat=tuple(groups))
+    return dataclasses.replace(
+        study,
+        settings=dataclasses.replace(settings, model=model),
+        strategies=tuple(map(strategy, study.strategies)),
+        _runs={},
+    )
