@@ -69,6 +69,9 @@ CLAIMED = 0.1
 """Share of FLOPs up to which the claim is made."""
 
 RESAMPLES = 400
+Cases = Predictions | CaseScores
+"""Scores of single images of one run."""
+
 COSTS: dict[str, Callable[[Cost], float]] = {
     "TFLOP": lambda cost: cost.total_flops / 1e12,
     "seconds": lambda cost: cost.wall_s,
@@ -143,14 +146,8 @@ class Panel:
             if (each := self._cases(strategy, seed)) and (other := self._cases(reference, seed))
         ]
         if len(found) > 1 and all(_are_same(each, other) for each, other in found):
-            differences, draws = [], []
-            for each, other in found:
-                every = np.arange(len(each.groups))
-                differences.append(_measure(each)(every) - _measure(other)(every))
-                first, second = (patient_draws(_measure(one), one.groups, RESAMPLES) for one in (each, other))
-                draws.append(first - second)
             patients = len(np.unique(found[0][0].groups))
-            return two_level(differences, np.stack(draws, 1), patients), f"{patients} {found[0][0].drawn}"
+            return over_seeds_and_patients(found), f"{patients} {found[0][0].drawn}"
         pairs = zip(self.values(strategy), self.values(reference), strict=True)
         summary = Summary.of([a - b if a is not None and b is not None else None for a, b in pairs])
         if summary is None:
@@ -158,7 +155,7 @@ class Panel:
         error = summary.sd / summary.n**0.5 if summary.n > 1 and summary.sd > 1e-12 else None
         return Estimate(summary.mean, error, summary.n - 1, summary.n, "paired t-test"), "seeds alone"
 
-    def _cases(self, strategy: str, seed: object) -> Predictions | CaseScores | None:
+    def _cases(self, strategy: str, seed: object) -> Cases | None:
         """Return the scores of single images of a run; None where they were not kept."""
         protocol, metric = self.records.protocol(self.task), self.records.metric(self.task)
         if protocol is None:
@@ -172,13 +169,24 @@ class Panel:
         return predictions.read(path, protocol) or predictions.read(path, protocol, predictions.ORDER)
 
 
-def _are_same(first: Predictions | CaseScores, second: Predictions | CaseScores) -> bool:
+def over_seeds_and_patients(found: Sequence[tuple[Cases, Cases]]) -> Estimate | None:
+    """Return the first minus the second of two arms, from the scores of the same images by seed: see `two_level`."""
+    differences, draws = [], []
+    for each, other in found:
+        every = np.arange(len(each.groups))
+        differences.append(_measure(each)(every) - _measure(other)(every))
+        first, second = (patient_draws(_measure(one), one.groups, RESAMPLES) for one in (each, other))
+        draws.append(first - second)
+    return two_level(differences, np.stack(draws, 1), len(np.unique(found[0][0].groups)))
+
+
+def _are_same(first: Cases, second: Cases) -> bool:
     if isinstance(first, Predictions):
         return isinstance(second, Predictions) and first.same_images(second)
     return isinstance(second, CaseScores) and first.same_images(second)
 
 
-def _measure(cases: Predictions | CaseScores) -> Callable[[np.ndarray], float]:
+def _measure(cases: Cases) -> Callable[[np.ndarray], float]:
     return cases.auc if isinstance(cases, Predictions) else cases.mean
 
 

@@ -4,8 +4,9 @@
 
 The folder holds a workdir SET-ARMS for each part that has been run, such as `blood-cached`; parts that are missing
 are left out, and arms that are not finished are shown with the seeds that they have. External AUC is that of
-linear heads; differences to `none` are paired over seeds with Student's intervals, p-values one-sided and
-adjusted by Holm's method over the arms without labels of a set, controls among them.
+linear heads, with Student's intervals over seeds; differences to `none` are over seeds and patients at once (see
+`dapt_jax.statistics.two_level`), p-values one-sided and adjusted by Holm's method over the arms without labels of a
+set, controls among them.
 """
 
 import argparse
@@ -14,8 +15,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.evidence import over_seeds_and_patients
+from dapt_jax.records import predictions
+from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Records
-from dapt_jax.statistics.comparisons import equivalence, holm, paired_t
+from dapt_jax.statistics.comparisons import Estimate, holm
 from dapt_jax.statistics.intervals import Interval, mean_interval
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "label_free.md"
@@ -39,6 +43,7 @@ class Arm:
         cost: Mean FLOPs of adaptation alone, standalone; None without.
         seconds: Mean wall seconds of adaptation, standalone.
         ranks: RankMe before training and after it, by seed.
+        cases: Predictions of the external images by seed.
     """
 
     name: str
@@ -48,11 +53,12 @@ class Arm:
     cost: float | None
     seconds: float | None
     ranks: list[tuple[float, float]]
+    cases: dict[int, Predictions]
 
-    def against(self, other: "Arm") -> tuple[list[float], list[float]]:
-        """Return the external values of the seeds that both have, of this arm and of the other."""
-        common = [seed for seed in self.external if seed in other.external]
-        return [self.external[seed] for seed in common], [other.external[seed] for seed in common]
+    def minus(self, other: "Arm") -> Estimate | None:
+        """Return this arm's external AUC minus another's, over the seeds that both have, and over patients."""
+        common = [(self.cases[seed], other.cases[seed]) for seed in self.cases if seed in other.cases]
+        return over_seeds_and_patients(common) if common else None
 
 
 def arms_of(folder: Path, images: str) -> Iterator[Arm]:
@@ -90,7 +96,17 @@ def arms_of(folder: Path, images: str) -> Iterator[Arm]:
             seconds = sum(row.wall_s + row.reused_s for row in rows) / count
             title = TEACHER if part == "teacher" else name
             ranks = list(_ranks(workdir, name, records))
-            yield Arm(title, len(records.seeds), *scores, flops or None, seconds or None, ranks)
+            cases = {
+                seed: found
+                for seed in scores[1]
+                if (found := _predictions(workdir, name, seed, images)) is not None
+            }
+            yield Arm(title, len(records.seeds), *scores, flops or None, seconds or None, ranks, cases)
+
+
+def _predictions(workdir: Path, name: str, seed: int, task: str) -> Predictions | None:
+    path = predictions.path_of(workdir, name, seed, task, "external")
+    return predictions.read(path, "linear") if path.is_file() else None
 
 
 def _ranks(workdir: Path, name: str, records: Records) -> Iterator[tuple[float, float]]:
@@ -109,12 +125,11 @@ def _ranks(workdir: Path, name: str, records: Records) -> Iterator[tuple[float, 
 def table(images: str, arms: list[Arm]) -> list[str]:
     """Return the lines of a set's table, and of the equivalence of partial and full arms below it."""
     reference = next(arm for arm in arms if arm.name == NONE)
-    compared = {
-        arm.name: paired_t(*arm.against(reference), "greater") for arm in arms if arm is not reference
-    }
+    compared = {arm.name: arm.minus(reference) for arm in arms if arm is not reference}
     tested = [name for name in compared if not name.startswith("supervised") and name != TEACHER]
     of_each = [compared[name] for name in tested]
-    adjusted = dict(zip(tested, holm([found.p if found else None for found in of_each]), strict=True))
+    values = [found.p(0, "greater") if found else None for found in of_each]
+    adjusted = dict(zip(tested, holm(values), strict=True))
     lines = [
         "",
         f"| {images} | seeds | development AUC | external AUC | minus `none` | p, Holm | TFLOP | s | RankMe |",
@@ -128,7 +143,7 @@ def table(images: str, arms: list[Arm]) -> list[str]:
             f"{len(arm.external)} of {arm.seeds}",
             _interval(mean_interval(list(arm.development.values()))),
             _interval(mean_interval(list(arm.external.values()))),
-            _interval(found.difference, "+") if found else "",
+            _interval(found.interval(), "+") if found else "",
             "" if p is None else f"{p:.3f}",
             f"{arm.cost / 1e12:.1f}" if arm.cost else "",
             f"{arm.seconds:.0f}" if arm.seconds else "",
@@ -140,12 +155,13 @@ def table(images: str, arms: list[Arm]) -> list[str]:
         full = by_name.get(name.replace("_partial", "_full"))
         if not name.endswith("_partial") or full is None:
             continue
-        found = equivalence(*arm.against(full), MARGIN)
+        found = arm.minus(full)
         if found is not None:
-            p = "undefined" if found.p is None else f"{found.p:.3f}"
+            tost = found.equivalence(MARGIN)
+            p = "undefined" if tost.p is None else f"{tost.p:.3f}"
             lines += [
                 "",
-                f"`{name}` minus `{full.name}`, {found.difference.n} seeds: {_interval(found.difference, '+')}; "
+                f"`{name}` minus `{full.name}`, {found.n} seeds: {_interval(tost.difference, '+')} (90%); "
                 f"p of a difference of {MARGIN} or more (TOST) {p}.",
             ]
     return lines

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 
 from benchmarks import (
     accelerator,
@@ -29,9 +30,10 @@ from benchmarks import (
 )
 from benchmarks import ops as ops_benchmark
 from dapt_jax.ops import choice as ops_choice
+from dapt_jax.records.predictions import Predictions
 from dapt_jax.runtime import allocator as settings
 from dapt_jax.settings import flags
-from dapt_jax.statistics.comparisons import holm, paired_t
+from dapt_jax.statistics.comparisons import holm
 
 pytestmark = pytest.mark.long
 
@@ -287,25 +289,37 @@ def test_the_stored_losses_hold_for_the_formulation_of_an_accelerator():
 
 
 def test_the_table_of_the_label_free_study_corrects_over_its_arms_and_tests_equivalence():
+    labels, patients = np.arange(600) % 2, np.repeat(np.arange(200), 3)
+    luck = np.random.default_rng(0).normal(size=600)
+
     def arm(name, shift, seeds=5):
-        external = {seed: 0.5 + 0.01 * seed + shift * (1 + 0.1 * (seed % 2)) for seed in range(seeds)}
-        return label_free_study.Arm(name, 5, external, external, 2e12, 60.0, [(40.0, 30.0)] * seeds)
+        cases = {}
+        for seed in range(seeds):
+            noise = luck + np.random.default_rng(seed).normal(size=600) / 10
+            positive = scipy.stats.norm.cdf(noise + shift * labels)
+            cases[seed] = Predictions(np.eye(2)[labels], patients, np.stack([1 - positive, positive], 1))
+        external = {seed: each.auc(np.arange(600)) for seed, each in cases.items()}
+        return label_free_study.Arm(name, 5, external, external, 2e12, 60.0, [(40.0, 30.0)] * seeds, cases)
 
     arms = [
         arm("none", 0.0),
-        arm("distil_partial", 0.05),
-        arm("two_views_partial", 0.001),
-        arm("supervised_partial", 0.05),
-        arm(label_free_study.TEACHER, 0.2),
-        arm("distil_full", 0.051, seeds=3),
+        arm("distil_partial", 0.3),
+        arm("two_views_partial", 0.01),
+        arm("supervised_partial", 0.3),
+        arm(label_free_study.TEACHER, 1.0),
+        arm("distil_full", 0.31, seeds=3),
     ]
     lines = label_free_study.table("blood", arms)
     cells = {line.split(" | ")[0].strip("| `"): line.split(" | ") for line in lines if " | " in line}
     assert cells["distil_partial"][1] == "5 of 5"
     assert cells["distil_full"][1] == "3 of 5"
-    assert cells["distil_partial"][4].startswith("+0.052 [+0.049")
+    gain = arms[1].minus(arms[0])
+    differences = [arms[1].external[seed] - arms[0].external[seed] for seed in range(5)]
+    assert gain.mean == pytest.approx(np.mean(differences))
+    assert gain.error > np.std(differences, ddof=1) / 5**0.5  # patients add to it
+    assert cells["distil_partial"][4].startswith(f"{gain.mean:+.3f} [{gain.interval().low:+.3f}")
     tested = [each for each in arms if each.name in ("distil_partial", "two_views_partial", "distil_full")]
-    expected = holm([paired_t(*each.against(arms[0]), "greater").p for each in tested])
+    expected = holm([each.minus(arms[0]).p(0, "greater") for each in tested])
     for each, p in zip(tested, expected, strict=True):
         assert cells[each.name][5] == f"{p:.3f}"
     assert cells["supervised_partial"][5] == cells[label_free_study.TEACHER][5] == ""

@@ -5,6 +5,7 @@ import sys
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -114,6 +115,20 @@ def test_a_dicom_without_pixels_or_with_an_unknown_syntax_or_cut_short_is_one_li
     (tmp_path / "text.dcm").write_text("no DICOM")
     with pytest.raises(UserError, match=r"text\.dcm: not a DICOM file"):
         decode(tmp_path / "text.dcm", 8)
+
+
+@pytest.mark.parametrize(
+    ("storage", "what"),
+    [("SegmentationStorage", "a segmentation: a mask"), ("RTDoseStorage", "a radiotherapy dose")],
+)
+def test_a_dicom_object_whose_pixels_are_no_picture_is_no_image_but_may_be_a_mask(tmp_path, storage, what):
+    frames = (RNG.random((2, 8, 10)) < 0.5).astype(np.uint8)
+    uid = getattr(pydicom.uid, storage)
+    path = write.dicom(tmp_path / "other.dcm", frames, SOPClassUID=uid)
+    for plane in (path, Plane(path, 1)):
+        with pytest.raises(UserError, match=rf"other\.dcm: a DICOM object that holds {what}, no picture"):
+            decode(plane, 8)
+    np.testing.assert_array_equal(dicom.values(Plane(path, 1)), frames[1])
 
 
 @pytest.mark.parametrize("package", ["pydicom", "nibabel"])

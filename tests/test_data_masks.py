@@ -84,10 +84,18 @@ def test_a_part_that_jpeg_has_changed_is_refused_unless_a_threshold_says_what_is
     marked = (rows - 32) ** 2 + (columns - 32) ** 2 < 20**2
     path = write.image(tmp_path / "m.jpg", marked.astype(np.uint8) * 255, quality=75)
     with pytest.raises(
-        UserError, match=r"m\.jpg: a JPEG with .* between black and white; .*saved losslessly, as PNG"
+        UserError, match=r"m\.jpg: a JPEG or .* between black and white, .*saved losslessly, as PNG"
     ):
         masks.read(Parts(((path, 1),), like=path))
     assert (masks.read(Parts(((path, 1),), like=path, above=127)) == marked).mean() > 0.999
+    drawn = Image.fromarray(marked.astype(np.uint8) * 255)
+    drawn.save(tmp_path / "kept.webp", lossless=True)
+    np.testing.assert_array_equal(masks.read(Parts(((tmp_path / "kept.webp", 1),), like=path)), marked)
+    drawn.save(tmp_path / "changed.webp", quality=75)
+    drawn.save(tmp_path / "moving.webp", quality=75, save_all=True, append_images=[drawn], exif=b"Exif\0\0x")
+    for name in ("changed", "moving"):
+        with pytest.raises(UserError, match=rf"{name}\.webp: "):
+            masks.read(Parts(((tmp_path / f"{name}.webp", 1),), like=path))
     empty = write.image(tmp_path / "empty.jpg", np.zeros((64, 64), np.uint8))
     assert not masks.read(Parts(((empty, 1),), like=path)).any()
 

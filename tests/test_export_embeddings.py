@@ -1,8 +1,11 @@
 """`mode=embed`: the features of all images, by id, and not twice."""
 
 import numpy as np
+from PIL import Image
 
 import dapt_jax as dj
+from dapt_jax.data.unlabelled import load_images
+from dapt_jax.export import embeddings
 from tests import command
 
 
@@ -58,3 +61,22 @@ def test_features_of_another_encoder_are_not_those_that_are_there(tmp_path, caps
     assert capsys.readouterr().out.count("is complete") == 0
     assert command.run(*flags) == 0
     assert capsys.readouterr().out.count("is complete") == 2
+
+
+def test_features_of_images_that_were_renamed_carry_the_names_of_now(tmp_path, capsys):
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((8, 8, 3), 60 * number, np.uint8)).save(folder / f"cell{number}.png")
+
+    def named():
+        data = load_images(folder, image_size=8)
+        written = embeddings._write(data, lambda x: x[:, 0, 0].astype(np.float32), "mean", tmp_path / "x.npz")
+        with np.load(written) as found:
+            return found["image"].tolist()
+
+    before = named()
+    assert named() == before
+    assert capsys.readouterr().out.count("is complete") == 1
+    (folder / "cell2.png").rename(folder / "cell9.png")
+    assert named() == [name.replace("cell2", "cell9") for name in before] != before

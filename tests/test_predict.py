@@ -28,6 +28,7 @@ from dapt_jax.study.tasks import Task
 from dapt_jax.weights import locate
 from dapt_jax.weights.paths import flatten, unflatten
 from tests import command
+from tests import medical_files as write
 
 SIDE = 32
 CELLS = {"kind": "phantoms", "name": "development", "n": 40}
@@ -463,6 +464,22 @@ def test_a_path_may_select_a_slice_as_a_table_does(tmp_path):
     assert (found[0] != found[1]).any()
     with pytest.raises(UserError, match="holds 24 slices, expected one image per file; name one, 0 to 23"):
         inputs.from_paths([tmp_path / "scan.nii.gz"], reading)
+
+
+def test_masks_beside_images_are_not_predicted_as_images(tmp_path, capsys):
+    """As a corpus leaves them out; a file that is named by itself, or by a table, is what it is taken for."""
+    named = ("a/p1.png", "a/p1_mask.png", "a/sub/p2.png", "a/x.png", "masks/p1.png", "masked.png")
+    for name in named:
+        write.image(tmp_path / name, np.zeros((SIDE, SIDE), np.uint8))
+
+    def found(place):
+        return [item.name for batch in inputs.batches(place, Reading(SIDE), 4) for item in batch.items]
+
+    assert found(tmp_path) == ["a/p1.png", "a/sub/p2.png", "a/x.png", "masked.png"]
+    assert "left out 2 masks by their names, first: a/p1_mask.png" in capsys.readouterr().out
+    assert found(tmp_path / "a" / "p1_mask.png") == ["p1_mask.png"]
+    assert found(tmp_path / "masks") == ["p1.png"]
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_a_table_names_images_row_by_row(images, tmp_path):

@@ -373,9 +373,7 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
             found |= _having(values, part, column, clause, origin)
         left = {name for cell in values[~found].tolist() for name in (_labels(cell) if several else [cell])}
         for part, other in itertools.product(parts, sorted(left)):
-            # The sign of a number is no separator: -1 is not 1.
-            same_sign = part.startswith("-") == other.startswith("-")
-            if same_sign and identity.spelling(part) == identity.spelling(other):
+            if identity.spelling(part) == identity.spelling(other):
                 raise UserError(
                     f"{origin}: {clause!r} leaves out rows with {other!r}, another spelling of {part!r}; expected "
                     f"'{column}={part}|{other}' for both, or one spelling in the column"

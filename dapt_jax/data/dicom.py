@@ -29,6 +29,13 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _CHUNK = 1 << 20
 _RLE_RATIO = 64
+_NO_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation: a mask",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation of labels: a mask",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+}
+"""Storage classes (DICOM PS3.4, annex B.5) whose pixels are no picture, and what they are."""
 _RLE, _DEFLATED = "1.2.840.10008.1.2.5", b"1.2.840.10008.1.2.1.99"
 _OUTLIERS = 1e-3
 
@@ -53,9 +60,10 @@ def samples(plane: Plane) -> Samples:
     and unit.
 
     Raises:
-        UserError: See `values`; or the photometric interpretation is unknown.
+        UserError: See `values`; or the photometric interpretation is unknown, or the pixels are those of a
+            segmentation, a dose or a map of parameters.
     """
-    dataset, stored, frame = _read(plane)
+    dataset, stored, frame = _read(plane, as_picture=True)
     with limits.border(plane.path, "a DICOM image whose values can be shown"):
         kind = dicom_grey.photometric(dataset)
         if kind == "PALETTE COLOR":
@@ -240,9 +248,11 @@ def _check_deflated(path: Path) -> None:
                 limits.check(path, 2 * size, "its deflated content")
 
 
-def _read(plane: Plane) -> tuple[Any, np.ndarray, int]:
+def _read(plane: Plane, as_picture: bool = False) -> tuple[Any, np.ndarray, int]:
     """Return the data set, its stored values, and the number of the frame."""
     dataset = _open(plane.path)
+    if as_picture and (other := _NO_IMAGES.get(str(dataset.get("SOPClassUID", "")))):
+        raise UserError(f"{plane.path}: a DICOM object that holds {other}, no picture; expected an image")
     with limits.border(plane.path, "pixels as the header describes them"):
         try:
             return _stored(plane, dataset)

@@ -96,12 +96,17 @@ def clean(text: str) -> str:
 def spelling(text: str) -> str:
     """Return a key shared by names that differ only in case, separators, leading zeros or a trailing ".0".
 
+    The sign of a number is no separator: -1 is not 1.
+
     >>> spelling("P_009") == spelling("p-9"), spelling("007") == spelling("7.0"), spelling("12") == spelling("1-2")
     (True, True, False)
+    >>> spelling("-1") == spelling("-01.0"), spelling("-1") == spelling("1")
+    (True, False)
     """
     folded = unicodedata.normalize("NFKC", clean(text)).casefold()
-    if re.fullmatch(r"[+-]?\d+\.0*", folded):
-        folded = folded.partition(".")[0]
+    if number := re.fullmatch(r"([+-]?)(\d+)(\.0*)?", folded):
+        sign, whole, _ = number.groups()
+        return sign.replace("+", "") + (whole.lstrip("0") or "0")
     folded = re.sub(r"[\s_\-]+", "-", folded).strip("-") or folded
     return re.sub(r"(?<![\d.])0+(?=\d)", "", folded)
 

@@ -18,6 +18,7 @@ _LABELS = frozenset(("label", "labels"))
 _OF_FILES = _MASKS | {"seg"}
 _AT_THE_END = (("roi",), ("label",))
 """Words that mean a mask only at the end of a file's name, after all of its image's name."""
+_OF_MASKS_ANYWHERE = _OF_FILES.union(*_AT_THE_END)
 
 
 def in_words(name: str) -> tuple[str, ...]:
@@ -67,12 +68,12 @@ def apart(files: Sequence[Path], root: Path) -> tuple[list[Path], list[str]]:
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for file in files:
         by_folder[file.parent].append(file)
-    of_masks = _of_masks(by_folder, root)
+    of_masks = folders_of_masks(by_folder, root)
     beside = {
         file
         for folder, together in by_folder.items()
         if folder not in of_masks
-        for file in _beside_their_images(together)
+        for file in beside_their_images(together)
     }
     notes = []
     if of_masks:
@@ -102,7 +103,7 @@ def images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def _of_masks(folders: Iterable[Path], root: Path) -> dict[Path, Path]:
+def folders_of_masks(folders: Iterable[Path], root: Path) -> dict[Path, Path]:
     """Return the folders whose files are masks, and for each the folder above it or itself that is named so.
 
     A folder that holds folders of masks, such as `Infection Segmentation Data` those of `images` and `lung masks`,
@@ -123,13 +124,19 @@ def _of_masks(folders: Iterable[Path], root: Path) -> dict[Path, Path]:
     return found
 
 
-def _beside_their_images(files: Sequence[Path]) -> set[Path]:
+def beside_their_images(files: Sequence[Path]) -> set[Path]:
     """Return the files that are the masks of others, of the files of one folder."""
-    words = {file: in_words(Path(file.name.removesuffix(".gz")).stem) for file in files}
+    if not any(_OF_MASKS_ANYWHERE.intersection(_words_of(file)) for file in files):
+        return set()  # the usual case, which holds the words of no name
+    words = {file: _words_of(file) for file in files}
     names = set(map(_without_image, words.values()))
     plain = [each for each in words.values() if not _OF_FILES.intersection(each)]
     starts = {each[:length] for each in plain for length in range(len(each) + 1)}
     return {file for file, each in words.items() if _is_mask(each, names, starts)}
+
+
+def _words_of(file: Path) -> tuple[str, ...]:
+    return in_words(Path(file.name.removesuffix(".gz")).stem)
 
 
 def _is_mask(words: tuple[str, ...], names: set[tuple[str, ...]], starts: set[tuple[str, ...]]) -> bool:

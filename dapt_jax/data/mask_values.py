@@ -142,7 +142,7 @@ def read(source: Plane) -> Drawn:
 
     Raises:
         UserError: The file is unreadable or in colour, has values that are not whole numbers from 0 to 255,
-            or is a JPEG with values other than black and white.
+            or is a JPEG or lossy WebP file with values other than black and white.
     """
     alpha: np.ndarray | None = None
     if formats.module(source.path) is pixels:
@@ -163,8 +163,8 @@ def check_lossless(source: Plane, values: np.ndarray, lossy: bool) -> None:
     if lossy and not pixels.is_black_and_white(values):
         strange = np.setdiff1d(values, (0, 255)).tolist()
         raise UserError(
-            f"{source}: a JPEG with {listed(strange)} between black and white; JPEG changes values: "
-            "expected a mask that is saved losslessly, as PNG"
+            f"{source}: a JPEG or lossy WebP file with {listed(strange)} between black and white, since its format "
+            "changes values; expected a mask that is saved losslessly, as PNG"
         )
 
 

@@ -304,7 +304,8 @@ def _marked(part: Plane, above: float) -> np.ndarray:
     """Return which pixels a file marks, bool [h, w].
 
     Raises:
-        UserError: It is a JPEG with values between black and white, of which no threshold says which are marked.
+        UserError: It is a JPEG or lossy WebP file with values between black and white, of which no threshold says
+            which are marked.
     """
     if formats.module(part.path) is pixels:
         with pixels.opened(part) as image:
@@ -313,7 +314,7 @@ def _marked(part: Plane, above: float) -> np.ndarray:
             if upright.mode == "LA":
                 values = values[..., 0]
             if not above:
-                mask_values.check_lossless(part, values, pixels.is_lossy(image))
+                mask_values.check_lossless(part, values, pixels.is_lossy(image, part.path))
     else:
         values = formats.values(part)
     return (values[..., :3].max(axis=-1) if values.ndim == 3 else values) > above

@@ -190,7 +190,7 @@ def stored(source: Plane) -> Stored:
         raw = _raw_mode(image)
         _check_size(source.path, image)
         image.load()
-        lossy, mode = is_lossy(image), image.mode
+        lossy, mode = is_lossy(image, source.path), image.mode
         if mode in ("RGB", "RGBA") and ";16" in raw:
             deep = _sixteen_bits(source, image, raw)
             return Stored(
@@ -208,9 +208,22 @@ def stored(source: Plane) -> Stored:
         return Stored(values, lossy=lossy)
 
 
-def is_lossy(image: Image.Image) -> bool:
-    """Return whether the format of an open file changes values."""
-    return image.format in ("JPEG", "MPO")
+def is_lossy(image: Image.Image, path: Path) -> bool:
+    """Return whether the format of an open file changes values: JPEG's does, and WebP's of one kind."""
+    return image.format in ("JPEG", "MPO") or (image.format == "WEBP" and _is_lossy_webp(path))
+
+
+def _is_lossy_webp(path: Path) -> bool:
+    """Return whether a WebP file, or a frame of it, has a chunk of the lossy kind: "VP8 ", not "VP8L"."""
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            if head[:4] == b"VP8 ":
+                return True
+            length = int.from_bytes(head[4:], "little")
+            # A frame of an animation holds the chunks of its picture after 16 bytes of its own.
+            file.seek(16 if head[:4] == b"ANMF" else length + length % 2, 1)
+    return False
 
 
 def is_black_and_white(values: np.ndarray) -> bool:

@@ -31,8 +31,8 @@ def run(settings: StudySettings, workdir: Path) -> list[Path]:
 
     A file holds `feature` (float32 [n, d]), `image` (str [n], as its reader names it), `group` (str [n], the
     patient), `label` ([n] class numbers, or [n, classes]), `classes` (str [classes]) and `key`, which names
-    architecture, weights, normalisation, dtype, layer group and images. A file with the same key is not
-    computed again, so the same command resumes.
+    architecture, weights, normalisation, dtype, layer group and images. A file with the same key and
+    names is not computed again, so the same command resumes.
 
     Args:
         settings: Settings of the study; `weights` says whose features, `embed_level` of which layer group.
@@ -79,10 +79,12 @@ def _path(workdir: Path, named: NamedSet) -> Path:
 
 def _write(dataset: Dataset, forward: ShardedForward, network: str, path: Path) -> Path:
     key = f"{network}, images {dataset.fingerprint()}"
-    if path.exists() and str(arrays.read(path).get("key", "")) == key:
+    names = np.asarray(dataset.images.names, str)
+    known = arrays.read(path) if path.exists() else {}
+    # The key is of what images show; a file that was renamed has the name of then.
+    if str(known.get("key", "")) == key and np.array_equal(known.get("image", ()), names):
         streams.say(f"embed: {path} is complete")
         return path
-    names = np.asarray(dataset.images.names, str)
     found = {"image": names, "group": np.asarray(dataset.groups, str), "label": np.asarray(dataset.labels)}
     found |= {"classes": np.asarray(dataset.classes, str), "key": np.asarray(key)}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
 """Images to predict: listed one by one, read as training images were, and compared with them in format."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dapt_jax.data import formats, identity, lists, nifti
+from dapt_jax.data import formats, identity, lists, mask_names, nifti
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.given_arrays import as_uint8
 from dapt_jax.data.paths import IMAGES, Finder, holds_picture, walk
@@ -16,6 +18,7 @@ from dapt_jax.errors import UserError, nearest_beside
 from dapt_jax.inference import results
 from dapt_jax.inference.target_model import Reading
 from dapt_jax.inference.units import INDEX, Naming, UnitRule
+from dapt_jax.runtime import streams
 from dapt_jax.statistics import PATIENT
 
 NIFTI = (".nii", ".nii.gz")
@@ -91,8 +94,9 @@ def batches(place: Path, reading: Reading, size: int, naming: Naming | None = No
     """Yield the images of a place in a fixed order, without holding them or their names.
 
     Args:
-        place: A folder of any depth with image files, DICOM files and NIfTI volumes; one such file; or a
-            table with a column of images, whose cells may select a slice: `scan.nii.gz[12]`.
+        place: A folder of any depth with image files, DICOM files and NIfTI volumes, whose masks are left out by
+            their names; one such file; or a table with a column of images, whose cells may select a slice:
+            `scan.nii.gz[12]`.
         reading: How images are read.
         size: Largest number of images of a batch.
         naming: Where images name their patients and units; None to leave that out.
@@ -146,17 +150,37 @@ def _listed(place: Path, reading: Reading, naming: Naming | None) -> Iterator[tu
     if place.suffix.lower() in lists.TABLES:
         yield from _of_table(place, reading, naming)
         return
-    files = walk(place) if place.is_dir() else iter([place])
-    for file in files:
+    for file in _pictures(place) if place.is_dir() else filter(_is_read, [place]):
         name = file.relative_to(place).as_posix() if place.is_dir() else file.name
         is_volume = _is_volume(file)
-        if not is_volume and not holds_picture(file):
-            continue
         patient = naming.patient_in(name) if naming else ""
         yield (
             Item(name, file if is_volume else _windowed(file, reading), patient),
             file if is_volume else None,
         )
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Yield the images and volumes below a folder, without masks, which their names tell; say how many those are."""
+    of_masks = mask_names.folders_of_masks({file.parent for file in walk(folder)}, folder)
+
+    @functools.lru_cache(maxsize=64)  # the folders above a file are those that are not finished
+    def beside(parent: Path) -> set[Path]:
+        together = [parent / name for name in os.listdir(parent)]
+        return mask_names.beside_their_images([file for file in together if file.is_file()])
+
+    left_out, first = 0, ""
+    for file in filter(_is_read, walk(folder)):
+        if file.parent not in of_masks and file not in beside(file.parent):
+            yield file
+            continue
+        left_out, first = left_out + 1, first or file.relative_to(folder).as_posix()
+    if left_out:
+        streams.say(f"predict: {folder}: left out {left_out} masks by their names, first: {first}")
+
+
+def _is_read(file: Path) -> bool:
+    return _is_volume(file) or holds_picture(file)
 
 
 def _of_table(table: Path, reading: Reading, naming: Naming | None) -> Iterator[tuple[Item, Path | None]]:
