@@ -6,8 +6,7 @@ gradients:
 
 - with respect to the input, each of the `stride` x `stride` phases of the input's pixel grid has a separate
   set of taps, so no product with an inserted zero is formed;
-- with respect to the kernel, rows are accumulated tap by tap into (b, w, c) sums; the batch axis is not
-  reduced, because it may be sharded over devices.
+- with respect to the kernel, products of one tap after the other are summed, a block of rows at a time.
 
 The barriers keep XLA from fusing a producer (a padding, a norm, an activation) into its k x k readers, which
 would recompute it for every tap, and the sum of the taps into a transposing copy. They halve the time of a
@@ -23,6 +22,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from dapt_jax.ops.shapes import Pairs, outputs, pad, taps
+
+BLOCK_BYTES = 1 << 20
+"""Largest size of the gradient's rows that the kernel's gradient reads once for every tap."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -108,25 +110,31 @@ def _margins(meetings: list[list[tuple[int, int]]], count: int, windows: int) ->
 
 
 def _kernel_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """Sum image times gradient per tap and channel, row by row.
+    """Sum image times gradient per tap and channel.
 
-    As a plain reduction this is by far the slowest part: XLA:CPU reduces to few outputs with a scalar loop.
-    Accumulating rows is elementwise, and so is the sum over columns; only the batch remains to be reduced.
+    One loop over the taps, whose body is compiled once, inside one over blocks of rows that stay in a core's cache:
+    the sums of every tap written out took half of the time that a training step takes to compile.
     """
     height, width, _, channels = kernel.shape
     batch, high, wide, _ = g.shape
     padded = lax.optimization_barrier(pad(x, pads))
+    row_bytes = 4 * batch * wide * channels
+    rows = max(n for n in range(1, high + 1) if high % n == 0 and (n == 1 or n * row_bytes <= BLOCK_BYTES))
+    covered = (batch, (rows - 1) * stride + 1, (wide - 1) * stride + 1, channels)
 
-    def add_row(row: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        window = lax.dynamic_slice_in_dim(padded, row * stride, height, 1).astype(jnp.float32)
-        gradient = lax.dynamic_slice_in_dim(g, row, 1, 1).astype(jnp.float32)
-        met = taps(window, (height, width), (1, wide), stride)
-        return tuple(total + part * gradient for total, part in zip(totals, met, strict=True))
+    def add_block(block: jax.Array, total: jax.Array) -> jax.Array:
+        window = lax.dynamic_slice_in_dim(padded, block * rows * stride, (rows - 1) * stride + height, 1)
+        gradient = lax.dynamic_slice_in_dim(g, block * rows, rows, 1).astype(jnp.float32)
 
-    empty = tuple(jnp.zeros((batch, 1, wide, channels), jnp.float32) for _ in range(height * width))
-    totals = lax.fori_loop(0, high, add_row, empty)
-    sums = [_total(total[:, 0, column] for column in range(wide)).sum(0) for total in totals]
-    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+        def at_tap(tap: jax.Array) -> jax.Array:
+            seen = lax.dynamic_slice(window, (0, tap // width, tap % width, 0), covered)
+            return (seen[:, ::stride, ::stride].astype(jnp.float32) * gradient).sum((0, 1, 2))
+
+        return total + lax.map(at_tap, jnp.arange(height * width))
+
+    empty = jnp.zeros((height * width, channels), jnp.float32)
+    total = lax.fori_loop(0, high // rows, add_block, empty)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 depthwise.defvjp(_forward, _backward)

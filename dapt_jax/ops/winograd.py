@@ -22,17 +22,18 @@ from dapt_jax.ops.shapes import DIMENSIONS, Pairs, outputs, pad
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+_POINTS = np.kron(_KERNEL, _KERNEL)
+"""G k G^T as one matrix on the 9 taps of a kernel k: as sums of parts it took 30 loops, and compiling each of them."""
 
 FEWEST_CHANNELS = 32
 LEAST_WORK = 10**7
-"""Minimum FLOPs per image. The transforms triple compile time, which small images would not repay."""
+"""Minimum FLOPs per image. Compiling the transforms takes time, which small images would not repay."""
 ENOUGH_CHANNELS = 128
 """Minimum channels for which the kernel's gradient is faster by these products than by `lax`."""
 MANY_CHANNELS = 256
 """Minimum channels for which the images' gradient is faster by the transposed steps than as a convolution
 with the rotated kernel, whose transform would dominate."""
 
-Grid = Sequence[Sequence[jax.Array]]
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -68,15 +69,13 @@ def _forward(pads: Pairs, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, S
     rows, columns = -(-high // 2), -(-wide // 2)
     (top, bottom), (left, right) = pads
     padded = pad(x, ((top, bottom + 2 * rows - high), (left, right + 2 * columns - wide)))
-    pixels = [
-        [padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)
-    ]
     # Without the barrier, a transform would be recomputed for each of its readers.
     tiles, points = lax.optimization_barrier(
-        (_stack(_transform(_INPUT, pixels)).reshape(16, -1, x.shape[-1]), _stack(_transform(_KERNEL, kernel)))
+        (_tiles(_INPUT, padded, rows, columns), _of_kernel(_POINTS, kernel, 2))
     )
     products = lax.dot_general(tiles, points, (((2,), (1,)), ((0,), (0,))))
-    y = _interleave(_transform(_OUTPUT, products.reshape(4, 4, batch, rows, columns, channels)))
+    across = _combine(_OUTPUT, products.reshape(4, 4, batch, rows, columns, channels).swapaxes(0, 1))
+    y = _interleave(_combine(_OUTPUT, lax.optimization_barrier(_interleave(across, 3))), 1)
     return y[:, :high, :wide], (x, kernel, tiles, points)
 
 
@@ -86,17 +85,17 @@ def _backward(pads: Pairs, saved: Saved, g: jax.Array) -> tuple[jax.Array, jax.A
     batch, high, wide = g.shape[:3]
     rows, columns = -(-high // 2), -(-wide // 2)
     padded = pad(g, ((0, 2 * rows - high), (0, 2 * columns - wide)))
-    pixels = [[padded[:, i::2, j::2] for j in range(2)] for i in range(2)]
-    d_products = lax.optimization_barrier(_stack(_transform(_OUTPUT.T, pixels)).reshape(16, -1, channels))
+    d_products = lax.optimization_barrier(_tiles(_OUTPUT.T, padded, rows, columns))
     if min(inputs, channels) < MANY_CHANNELS:
         (top, bottom), (left, right) = pads
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         dx = _forward(((2 - top, 2 - bottom), (2 - left, 2 - right)), g, turned)[0]
     else:
         d_tiles = lax.dot_general(d_products, points, (((2,), (2,)), ((0,), (0,))))
-        d_pixels = _transform(_INPUT.T, d_tiles.reshape(4, 4, batch, rows, columns, inputs))
-        met = [[_overlap(d_pixels[i][j], d_pixels[i + 2][j], 1) for j in range(4)] for i in range(2)]
-        full = _interleave([[_overlap(row[j], row[j + 2], 2) for j in range(2)] for row in met])
+        down = _combine(_INPUT.T, d_tiles.reshape(4, 4, batch, rows, columns, inputs))
+        met = _interleave([_overlap(down[i], down[i + 2], 2) for i in range(2)], 2)
+        across = _combine(_INPUT.T, lax.optimization_barrier(met))
+        full = _interleave([_overlap(across[j], across[j + 2], 2) for j in range(2)], 2)
         dx = full[:, pads[0][0] :, pads[1][0] :][:, : x.shape[1], : x.shape[2]]
     if min(inputs, channels) < ENOUGH_CHANNELS:
         direct = functools.partial(
@@ -105,38 +104,44 @@ def _backward(pads: Pairs, saved: Saved, g: jax.Array) -> tuple[jax.Array, jax.A
         d_kernel = jax.vjp(lambda kernel: direct(x, kernel), kernel)[1](g)[0]
     else:
         d_points = lax.dot_general(tiles, d_products, (((1,), (1,)), ((0,), (0,))))
-        d_kernel = _stack(_transform(_KERNEL.T, d_points.reshape(4, 4, inputs, channels))).reshape(
-            kernel.shape
-        )
+        d_kernel = _of_kernel(_POINTS.T, d_points, 1).reshape(kernel.shape)
     return dx, d_kernel
 
 
 winograd.defvjp(_forward, _backward)
 
 
-def _transform(matrix: np.ndarray, grid: Grid | jax.Array) -> list[list[jax.Array]]:
-    """Compute `matrix @ grid @ matrix.T` for a grid of arrays."""
-    tall = [_combine(matrix, [row[j] for row in grid]) for j in range(matrix.shape[1])]
-    return [_combine(matrix, [column[i] for column in tall]) for i in range(len(matrix))]
+def _of_kernel(matrix: np.ndarray, x: jax.Array, axes: int) -> jax.Array:
+    """Compute `matrix @ x` over the first axes of an array (..., c, o), as one matrix product."""
+    rows = x.reshape(math.prod(x.shape[:axes]), -1)
+    product = lax.dot(jnp.asarray(matrix, x.dtype), rows, precision=lax.Precision.HIGHEST)
+    return product.reshape(len(matrix), *x.shape[axes:])
 
 
-def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """Compute `matrix @ parts` for a sequence of arrays."""
+def _tiles(matrix: np.ndarray, x: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Compute `matrix @ tile @ matrix.T` for the overlapping tiles of images at a distance of 2, (16, tiles, c).
+
+    One axis after the other, with what is between them in memory: that is two loops to compile, and not 16.
+    """
+    places = range(matrix.shape[1])
+    down = _combine(matrix, [x[:, i : i + 2 * rows - 1 : 2] for i in places])
+    down = lax.optimization_barrier(jnp.stack(down))
+    both = _combine(matrix, [down[:, :, :, j : j + 2 * columns - 1 : 2] for j in places])
+    return jnp.stack(both, 1).reshape(16, -1, x.shape[-1])
+
+
+def _combine(matrix: np.ndarray, parts: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
+    """Compute `matrix @ parts` for a sequence of arrays, or over the first axis of one."""
     return [
         functools.reduce(jnp.add, [part * np.float32(w) for w, part in zip(row, parts, strict=True) if w])
         for row in matrix
     ]
 
 
-def _stack(grid: Grid) -> jax.Array:
-    return jnp.stack([part for row in grid for part in row])
-
-
-def _interleave(grid: Grid) -> jax.Array:
-    """Interleave a 2x2 grid of arrays (b, h, w, c) into one (b, 2h, 2w, c)."""
-    both = jnp.stack([jnp.stack(list(row), 3) for row in grid], 2)
-    batch, rows, _, columns, _, channels = both.shape
-    return both.reshape(batch, 2 * rows, 2 * columns, channels)
+def _interleave(parts: Sequence[jax.Array], axis: int) -> jax.Array:
+    """Interleave two arrays along an axis."""
+    both = jnp.stack(parts, axis + 1)
+    return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
 
 
 def _overlap(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
