@@ -85,7 +85,7 @@ class Step:
                 them (a head on pooled features runs many steps as one program); or `forward`, from images to
                 logits.
         """
-        self._steps, self._compiled = 1, None
+        self._steps, self._compiled, self.compile_s = 1, None, 0.0
         params, batch_stats = made.model.init(0)
         self._state = jax.device_put(made.init_state(params, batch_stats))
         if kind == "forward":
@@ -99,7 +99,10 @@ class Step:
             function, arguments = (
                 self._cached(made, size, batch) if kind == "cached" else _whole(made, size, batch)
             )
-            step = jax.jit(function, donate_argnums=0).lower(self._state, *arguments).compile()
+            lowered = jax.jit(function, donate_argnums=0).lower(self._state, *arguments)
+            start = time.perf_counter()
+            step = lowered.compile()
+            self.compile_s = time.perf_counter() - start
             self._compiled = step
             self._run = lambda state: _pair(step(state, *arguments))
         self()

@@ -28,10 +28,13 @@ OURS, THEIRS = "dapt_jax", "torch"
 def _side(options: common.Row) -> None:
     """Makes one side ready and serves it."""
     if options["side"] == OURS:
+        import jax
+
         from benchmarks import our_step
         from dapt_jax.main import set_up_jax
 
         set_up_jax()
+        jax.config.update("jax_enable_compilation_cache", False)  # so that compiling is measured too
         made = our_step.program(options["model"], tuple(options["trained"]), options["dtype"])
         kind = "forward" if options["strategy"] == our_step.FORWARD else "whole"
         step = our_step.Step(made, options["size"], options["batch"], kind)
@@ -42,7 +45,8 @@ def _side(options: common.Row) -> None:
 
     def measure(steps: int) -> common.Row:
         seconds = step.seconds(steps)
-        return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"seconds": seconds, "peak_mib": peak_mib, "compile_s": getattr(step, "compile_s", 0.0)}
 
     sides.serve(measure)
 
@@ -80,6 +84,7 @@ def _row(options: argparse.Namespace, model: str, dtype: str, strategy: str) -> 
         row[f"{name} images/s"] = options.batch / common.middle(seconds)
         row[f"{name} GFLOP/s"] = flops / common.middle(seconds) / 1e9
         row[f"{name} peak MiB"] = max(each["peak_mib"] for each in rounds)
+    row["compile s"] = found[OURS][0]["compile_s"]
     if THEIRS in found:
         ratios = common.ratios(found[THEIRS], found[OURS], "seconds")
         row |= {"ratio": common.middle(ratios), "ratio low": min(ratios), "ratio high": max(ratios)}

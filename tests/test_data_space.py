@@ -346,7 +346,9 @@ def test_a_bilevel_or_white_at_zero_tiff_marks_what_is_white_or_what_is_stored(s
 
 
 def test_jpeg_and_interpolation_are_named_with_the_values_in_between(segment, tmp_path):
-    with pytest.raises(UserError, match=r"0_m\.jpg: a JPEG with [\d, ]+.* between black and white"):
+    with pytest.raises(
+        UserError, match=r"0_m\.jpg: a JPEG or lossy WebP file with [\d, ]+.* between black and white"
+    ):
         segment(grey(RNG.integers(0, 2, (6, 6)) * 255, quality=30), suffix="jpg")
     smooth = np.asarray(
         Image.fromarray(MARKED * 255).resize((12, 12), Image.Resampling.BILINEAR).resize((6, 6))
