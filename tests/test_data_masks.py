@@ -96,6 +96,12 @@ def test_a_part_that_jpeg_has_changed_is_refused_unless_a_threshold_says_what_is
     for name in ("changed", "moving"):
         with pytest.raises(UserError, match=rf"{name}\.webp: "):
             masks.read(Parts(((tmp_path / f"{name}.webp", 1),), like=path))
+    frame = b"ANMF" + (40).to_bytes(4, "little") + bytes(16)
+    for kind, lossy in ((b"VP8 ", True), (b"VP8L", False)):
+        (tmp_path / "frame.webp").write_bytes(
+            b"RIFF\0\0\0\0WEBP" + frame + kind + (16).to_bytes(4, "little") + bytes(16)
+        )
+        assert pixels._is_lossy_webp(tmp_path / "frame.webp") is lossy
     empty = write.image(tmp_path / "empty.jpg", np.zeros((64, 64), np.uint8))
     assert not masks.read(Parts(((empty, 1),), like=path)).any()
 

@@ -70,7 +70,7 @@ def test_features_of_images_that_were_renamed_carry_the_names_of_now(tmp_path, c
         Image.fromarray(np.full((8, 8, 3), 60 * number, np.uint8)).save(folder / f"cell{number}.png")
 
     def named():
-        data = load_images(folder, image_size=8)
+        data = load_images(folder, image_size=8, group="(cell)")  # else a name is its own group
         written = embeddings._write(data, lambda x: x[:, 0, 0].astype(np.float32), "mean", tmp_path / "x.npz")
         with np.load(written) as found:
             return found["image"].tolist()

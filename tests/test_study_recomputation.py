@@ -9,7 +9,7 @@ from dapt_jax.cost import hardware
 from dapt_jax.errors import UserError
 from dapt_jax.settings import resolve
 from dapt_jax.study import budgets, plan, prepare
-from dapt_jax.study.recomputation import with_fitting_activations
+from dapt_jax.study.recomputation import _recomputing, with_fitting_activations
 from tests.configs import tiny_study
 
 
@@ -56,6 +56,7 @@ def test_the_fewest_of_the_lowest_groups_that_make_a_batch_fit_are_recomputed(st
     assert found == groups[: len(found)]
     assert f"the activations of {found[0]} to {found[-1]} are computed again" in line
     assert peak(fitting) <= room
+    assert peak(_recomputing(study, found[:-1])) > room
     one_less, _ = chosen(study, monkeypatch, peak(fitting) + 1)
     assert len(one_less.settings.model.remat) == len(found)
     cut = fitting.arms[1].strategy.encoder

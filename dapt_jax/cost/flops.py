@@ -24,11 +24,14 @@ from dapt_jax.errors import UserError
 
 Formula = Callable[[Sequence[Any]], int]
 
-# Calls whose body runs once per call, including the names of earlier JAX releases.
+# The primitive of `jax.checkpoint`, including the names of earlier JAX releases.
+CHECKPOINT = frozenset({"remat", "remat2", "checkpoint"})
+
+# Calls whose body runs once per call, likewise.
 # fmt: off
-CALLS = frozenset({
-    "jit", "pjit", "call", "core_call", "closed_call", "core_closed_call", "remat", "remat2", "checkpoint",
-    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+CALLS = CHECKPOINT | frozenset({
+    "jit", "pjit", "call", "core_call", "closed_call", "core_closed_call", "custom_jvp_call", "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
 })
 
 # Primitives that do matrix work, or hide it, and have no count.

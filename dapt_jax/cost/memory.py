@@ -13,8 +13,7 @@ import numpy as np
 from jax.extend import core as jex
 from jaxtyping import Array, PyTree
 
-CHECKPOINT = frozenset({"remat", "remat2", "checkpoint"})
-"""Names of the primitive of `jax.checkpoint` in releases of JAX."""
+from dapt_jax.cost.flops import CHECKPOINT
 
 
 def tree_bytes(tree: object) -> int:

@@ -100,8 +100,8 @@ class ModelSettings(_Checked):
     )
 
     def encoder(self) -> Encoder:
-        """Return the encoder, without recomputed groups where they are yet to be chosen; equal settings share one."""
-        remat = () if FIT in self.remat else self.remat
+        """Return the encoder, without the recomputed groups that are yet to be chosen; equal settings share one."""
+        remat = tuple(group for group in self.remat if group != FIT)
         return configured(
             self.name, self.drop_path, self.dropout, remat, self.patch_dropout, self.drop_path_subset
         )

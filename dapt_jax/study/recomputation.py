@@ -5,6 +5,7 @@ step costs one more forward pass of the group. The lowest groups are taken first
 most of the activations and cost the least, and of a transformer all are alike.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -36,24 +37,22 @@ def with_fitting_activations(study: Study) -> tuple[Study, str]:
         )
     groups = max((each.encoder.groups for each in study.strategies), key=len, default=())
     room = hardware.device_bytes()
-    fits = {number: _peak(_recomputing(study, groups[:number])) <= room for number in (0, len(groups))}
-    low, high = 0, len(groups)
-    while high - low > 1 and not fits[0] and fits[len(groups)]:
-        middle = (low + high) // 2
-        is_enough = _peak(_recomputing(study, groups[:middle])) <= room
-        low, high = (low, middle) if is_enough else (middle, high)
-    chosen = groups[: 0 if fits[0] else high]
-    study = _recomputing(study, chosen)
+
+    def is_enough(number: int) -> bool:
+        return _peak(_recomputing(study, groups[:number])) <= room
+
+    places = range(len(groups))
+    number = 0 if is_enough(0) else bisect.bisect_left(places, True, lo=1, key=is_enough)
+    chosen = groups[:number]
     about = f"model.remat: a batch of {settings.adapt.batch_size} and {room / 2**30:.1f} GiB of memory"
+    fitting = _recomputing(study, chosen)
     if not chosen:
-        return study, f"{about} need no activations to be computed again"
+        return fitting, f"{about} need no activations to be computed again"
     name = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else chosen[0]
-    enough = (
-        ""
-        if fits[len(groups)]
-        else ", which is NOT enough: lower adapt.batch_size or raise adapt.grad_accum_steps"
-    )
-    return study, f"{about}: the activations of {name} are computed again{enough}"
+    line = f"{about}: the activations of {name} are computed again"
+    if number == len(groups) and not is_enough(number):
+        line += ", which is NOT enough: lower adapt.batch_size or raise adapt.grad_accum_steps"
+    return fitting, line
 
 
 def _peak(study: Study) -> int:
