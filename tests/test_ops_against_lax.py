@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from dapt_jax import ops
+from dapt_jax.models import registry
 from dapt_jax.models.layers import Conv, Dense
 from dapt_jax.models.lora import LoraSettings, with_updates
 from dapt_jax.models.row_changes import RowChanges
-from dapt_jax.ops import choice
+from dapt_jax.ops import choice, depthwise
 from dapt_jax.ops.shapes import pairs
 from dapt_jax.ops.winograd import winograd
 
@@ -90,6 +91,22 @@ def test_depthwise_equals_lax_at_the_shapes_of_lite0(size: int, stride: int, sid
         assert_close(actual, expected, "float32")
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_depthwise_gradient_is_summed_over_blocks_of_rows(stride: int, rows: int, monkeypatch) -> None:
+    monkeypatch.setattr(depthwise, "WHOLE_BYTES", 0 if rows < 12 else 1 << 20)
+    monkeypatch.setattr(depthwise, "BLOCK_BYTES", 4 * 2 * 12 * 8 * rows)
+    x, kernel = draw(1, (2, 12 * stride, 12 * stride, 8), "float32"), draw(2, (3, 3, 1, 8), "float32")
+
+    def conv(x, kernel):
+        return ops.conv(x, kernel, stride=stride, groups=8)
+
+    for expected, actual in both(conv, x, kernel):
+        assert_close(actual, expected, "float32")
+    gradient = primitives(jax.grad(lambda kernel: conv(x, kernel).sum()), kernel)
+    assert ("length=3" in gradient, "length=12" in gradient) == (rows == 4, rows == 1)
+
+
 @SETTINGS
 @given(
     lead=st.lists(st.integers(1, 4), min_size=1, max_size=3),
@@ -145,6 +162,8 @@ def test_winograd_equals_lax(inputs: int, outputs: int, sides, padding) -> None:
     ("side", "channels", "dtype", "is_taken"),
     [
         (32, 64, "float32", True),
+        (6, 256, "float32", True),
+        (5, 512, "float32", False),
         (32, 64, "bfloat16", False),
         (4, 64, "float32", False),
         (96, 16, "float32", False),
@@ -216,6 +235,56 @@ def test_batch_norm_agrees_with_numerical_differences() -> None:
     weight = draw(4, x.shape, "float32")
     function = lambda x, scale, bias: (jnp.sin(ops.batch_norm(x, scale, bias, 1e-3)[0]) * weight).sum()  # noqa: E731
     check_grads(function, (x, scale, bias), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def autodiff(function, *args):
+    """Value and gradients by automatic differentiation, computed from float32, in the dtypes of the arguments."""
+    value, pull = jax.vjp(function, *(arg.astype(jnp.float32) for arg in args))
+    value = value.astype(args[0].dtype)
+    gradients = pull(draw(9, value.shape, value.dtype.name).astype(jnp.float32))
+    return value, *(grad.astype(arg.dtype) for grad, arg in zip(gradients, args, strict=True))
+
+
+@SETTINGS
+@given(
+    st.lists(st.integers(1, 4), max_size=3),
+    st.integers(2, 9),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from([0.0, 30.0]),
+)
+def test_layer_norm_equals_its_definition(lead, channels, dtype, offset) -> None:
+    x = draw(1, (*lead, channels), dtype) + jnp.asarray(offset, dtype)
+    scale, bias = draw(2, (channels,), "float32"), draw(3, (channels,), "float32")
+
+    def definition(x, scale, bias):
+        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+
+    value, pull = jax.vjp(lambda *args: ops.layer_norm(*args, 1e-3), x, scale, bias)
+    actual = value, *pull(draw(9, value.shape, dtype))
+    for got, expected in zip(actual, autodiff(definition, x, scale, bias), strict=True):
+        assert_close(got, expected, dtype if offset == 0 else "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_equals_that_of_jax(dtype) -> None:
+    x = jnp.concatenate([draw(1, (400,), dtype), jnp.asarray([-1e4, -12, -6, -0.0, 0, 6, 12, 1e4], dtype)])
+    value, pull = jax.vjp(ops.gelu, x)
+    expected = autodiff(lambda x: jax.nn.gelu(x, approximate=False), x)
+    for got, wanted in zip((value, *pull(draw(9, value.shape, dtype))), expected, strict=True):
+        assert_close(got[:-8], wanted[:-8], dtype)
+        np.testing.assert_allclose(got[-8:], wanted[-8:], atol=1e-6, rtol=1e-2)
+        assert np.isfinite(np.asarray(got, np.float32)).all()
+
+
+def test_few_loops_for_the_gradient_of_a_transformer_block() -> None:
+    """Slices of queries, keys and values would give three padded copies, and the error function of erfc two branches."""
+    encoder = registry.build("vit_small")
+    params, stats = encoder.init(0)
+    x = jnp.zeros((1, 5, encoder.features))
+    made = primitives(jax.grad(lambda p: encoder.apply(p, stats, x, start=1, stop=2)[0].sum()), params)
+    assert "pad[" not in made
+    assert "erfc" not in made
 
 
 def test_formulation_is_chosen_while_tracing() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dapt_jax.models.layers import Dense, dropout, gelu
+from dapt_jax.models.layers import Dense, dropout
+from dapt_jax.ops import gelu
 
 
 class Attention(nnx.Module):
@@ -32,8 +33,9 @@ class Attention(nnx.Module):
             bias: Summand of the scores of every head before the softmax.
         """
         batch, count, features = x.shape
-        qkv = self.qkv(x).reshape(batch, count, 3, self.heads, features // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        heads = (batch, count, self.heads, features // self.heads)
+        # The gradient of a split is one concatenation, that of three slices three padded copies and two sums.
+        q, k, v = (part.reshape(heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
         if rotation is not None:
             q, k = _rotate(q, rotation), _rotate(k, rotation)
         y = jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias.astype(x.dtype))

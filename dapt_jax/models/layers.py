@@ -91,10 +91,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        var = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return ops.layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
 
 def average_pool(x: Float[Array, "b h w c"], *, ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
@@ -106,11 +103,6 @@ def average_pool(x: Float[Array, "b h w c"], *, ceil: bool = False) -> Float[Arr
     high, wide = (side // 2 for side in x.shape[1:3])
     windows = x[:, : 2 * high, : 2 * wide].reshape(batch, high, 2, wide, 2, features)
     return windows.mean((2, 4), dtype=jnp.float32).astype(x.dtype)
-
-
-def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """Apply the exact Gaussian error linear unit (Hendrycks & Gimpel, arXiv 1606.08415)."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 def dropout(x: Float[Array, "*b"], rate: float, key: jax.Array | None) -> Float[Array, "*b"]:

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.models.classifier import pool
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.models.layers import gelu
 from dapt_jax.objectives.base import AsMap, HeadParameters, SelfDistillation, dense, dense_parameters, unit
+from dapt_jax.ops import gelu
 from dapt_jax.parameters import Kind
 
 STUDENT_TEMPERATURE = 0.1

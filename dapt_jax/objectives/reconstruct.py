@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from dapt_jax.fields import check_fields, setting
 from dapt_jax.models.classifier import pool
 from dapt_jax.models.encoder import Encoder, Tree
-from dapt_jax.models.layers import gelu
 from dapt_jax.objectives.base import AsMap, HeadParameters, Objective, dense, dense_parameters, normalised
+from dapt_jax.ops import gelu
 from dapt_jax.parameters import Kind
 
 LAYER_SCALE = 1e-5

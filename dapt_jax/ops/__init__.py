@@ -1,4 +1,4 @@
-"""Convolution, products with kernels, pooling and batch norm: `lax` on GPU and TPU, and formulations that are fast in XLA:CPU.
+"""Convolution, products with kernels, pooling, norms, activations: of `lax` on GPU and TPU, other ones in XLA:CPU.
 
 Both compute the same up to rounding. The choice is made at trace time: see `formulation`.
 """
@@ -6,9 +6,10 @@ Both compute the same up to rounding. The choice is made at trace time: see `for
 from collections.abc import Hashable
 
 from dapt_jax.ops import choice, normalisation
+from dapt_jax.ops.activation import gelu
 from dapt_jax.ops.choice import formulation
 from dapt_jax.ops.convolution import conv
-from dapt_jax.ops.normalisation import batch_norm, batch_norm_groups
+from dapt_jax.ops.normalisation import batch_norm, batch_norm_groups, layer_norm
 from dapt_jax.ops.pooling import max_pool
 from dapt_jax.ops.product import materialised, product
 
@@ -18,6 +19,8 @@ __all__ = [
     "choices",
     "conv",
     "formulation",
+    "gelu",
+    "layer_norm",
     "materialised",
     "max_pool",
     "product",

@@ -23,8 +23,11 @@ from jax import lax
 
 from dapt_jax.ops.shapes import Pairs, outputs, pad, taps
 
+WHOLE_BYTES = 4 << 20
+"""Largest size of a gradient that the kernel's gradient reads as a whole, once for every tap."""
+
 BLOCK_BYTES = 1 << 20
-"""Largest size of the gradient's rows that the kernel's gradient reads once for every tap."""
+"""Largest size of the rows that it reads instead of a larger one: they stay in a core's cache from tap to tap."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -112,28 +115,35 @@ def _margins(meetings: list[list[tuple[int, int]]], count: int, windows: int) ->
 def _kernel_gradient(stride: int, pads: Pairs, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
     """Sum image times gradient per tap and channel.
 
-    One loop over the taps, whose body is compiled once, inside one over blocks of rows that stay in a core's cache:
-    the sums of every tap written out took half of the time that a training step takes to compile.
+    One loop over the taps, whose body is compiled once: the sums of every tap written out took half of the time that
+    a training step takes to compile. Large gradients are summed a block of rows at a time, by a loop around it.
     """
     height, width, _, channels = kernel.shape
     batch, high, wide, _ = g.shape
     padded = lax.optimization_barrier(pad(x, pads))
     row_bytes = 4 * batch * wide * channels
-    rows = max(n for n in range(1, high + 1) if high % n == 0 and (n == 1 or n * row_bytes <= BLOCK_BYTES))
+    most = high if high * row_bytes <= WHOLE_BYTES else max(BLOCK_BYTES // row_bytes, 1)
+    rows = max(n for n in range(1, most + 1) if high % n == 0)
     covered = (batch, (rows - 1) * stride + 1, (wide - 1) * stride + 1, channels)
 
-    def add_block(block: jax.Array, total: jax.Array) -> jax.Array:
-        window = lax.dynamic_slice_in_dim(padded, block * rows * stride, (rows - 1) * stride + height, 1)
-        gradient = lax.dynamic_slice_in_dim(g, block * rows, rows, 1).astype(jnp.float32)
+    def of_rows(window: jax.Array, gradient: jax.Array) -> jax.Array:
+        gradient = gradient.astype(jnp.float32)
 
         def at_tap(tap: jax.Array) -> jax.Array:
             seen = lax.dynamic_slice(window, (0, tap // width, tap % width, 0), covered)
             return (seen[:, ::stride, ::stride].astype(jnp.float32) * gradient).sum((0, 1, 2))
 
-        return total + lax.map(at_tap, jnp.arange(height * width))
+        return lax.map(at_tap, jnp.arange(height * width))
 
-    empty = jnp.zeros((height * width, channels), jnp.float32)
-    total = lax.fori_loop(0, high // rows, add_block, empty)
+    def add_block(block: jax.Array, total: jax.Array) -> jax.Array:
+        window = lax.dynamic_slice_in_dim(padded, block * rows * stride, (rows - 1) * stride + height, 1)
+        return total + of_rows(window, lax.dynamic_slice_in_dim(g, block * rows, rows, 1))
+
+    if rows == high:
+        total = of_rows(padded, g)
+    else:
+        empty = jnp.zeros((height * width, channels), jnp.float32)
+        total = lax.fori_loop(0, high // rows, add_block, empty)
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 

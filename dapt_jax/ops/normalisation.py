@@ -1,4 +1,4 @@
-"""Batch norm with the statistics of the batch."""
+"""Batch norm with the statistics of the batch, and layer norm, with their gradients in closed form."""
 
 import contextlib
 import contextvars
@@ -96,3 +96,59 @@ def _backward(
 
 
 _normalise.defvjp(_forward, _backward)
+
+
+def layer_norm(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], eps: float
+) -> Float[Array, "*b c"]:
+    """Normalise the last axis by its mean and variance (Ba et al., arXiv 1607.06450), computed in float32.
+
+    The gradient is the closed form: automatic differentiation writes out about twice as many loops, which XLA:CPU
+    compiles and runs one by one, and stores what follows from the input.
+
+    Args:
+        x: Activations.
+        scale: Scale per channel, float32.
+        bias: Bias per channel, float32.
+        eps: Constant added to the variance.
+
+    Returns:
+        The output in the dtype of `x`.
+    """
+    return _layer_norm(eps, x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    normal, _ = _normal(eps, x)
+    return (normal * scale + bias).astype(x.dtype)
+
+
+def _normal(eps: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the normalised input, and the factor of every row, in float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    factor = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return centred * factor, factor
+
+
+def _layer_norm_forward(
+    eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _layer_norm(eps, x, scale, bias), (x, scale)
+
+
+def _layer_norm_backward(
+    eps: float, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale = saved
+    g = cotangent.astype(jnp.float32)
+    normal, factor = _normal(eps, x)
+    rows = tuple(range(x.ndim - 1))
+    of_normal = g * scale
+    along = (of_normal * normal).mean(-1, keepdims=True)
+    dx = factor * (of_normal - of_normal.mean(-1, keepdims=True) - normal * along)
+    return dx.astype(x.dtype), (g * normal).sum(rows), g.sum(rows)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

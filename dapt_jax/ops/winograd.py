@@ -28,6 +28,9 @@ _POINTS = np.kron(_KERNEL, _KERNEL)
 FEWEST_CHANNELS = 32
 LEAST_WORK = 10**7
 """Minimum FLOPs per image. Compiling the transforms takes time, which small images would not repay."""
+SMALLEST_SIDE = 6
+"""Minimum side of the output. The tiles of 3 or 5 pixels cover 4 or 6, so that they save little; and loops over few
+tiles are unrolled: those of 3 pixels take ten times as long to compile as the direct sum, and longer to run."""
 ENOUGH_CHANNELS = 128
 """Minimum channels for which the kernel's gradient is faster by these products than by `lax`."""
 MANY_CHANNELS = 256
@@ -43,9 +46,10 @@ def suits(pads: Pairs, x: jax.Array, kernel: jax.Array) -> bool:
     Lower precision is excluded: its rounding errors would add to those of the transforms.
     """
     inputs, channels = kernel.shape[2:]
-    work = 18 * math.prod(outputs(x.shape[1:3], (3, 3), pads, 1)) * inputs * channels
+    sides = outputs(x.shape[1:3], (3, 3), pads, 1)
+    work = 18 * math.prod(sides) * inputs * channels
     is_wide = min(inputs, channels) >= FEWEST_CHANNELS and max(map(max, pads)) <= 2
-    return x.dtype == jnp.float32 and is_wide and work >= LEAST_WORK
+    return x.dtype == jnp.float32 and is_wide and min(sides) >= SMALLEST_SIDE and work >= LEAST_WORK
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

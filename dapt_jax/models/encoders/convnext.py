@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from dapt_jax.models.encoder import DEFAULT, Encoder, LayerGroup, Options
 from dapt_jax.models.entry import register_model
-from dapt_jax.models.layers import Conv, Dense, LayerNorm, StochasticDepth, gelu
+from dapt_jax.models.layers import Conv, Dense, LayerNorm, StochasticDepth
 from dapt_jax.models.parameters import LayerScale
 from dapt_jax.models.preprocess import IMAGENET
+from dapt_jax.ops import gelu
 from dapt_jax.parameters import BatchNormMode
 
 _THREE = ((3, 3), (3, 3))
