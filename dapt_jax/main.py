@@ -243,9 +243,9 @@ def _show(settings: "StudySettings", workdir: str | None, arguments: Sequence[st
 
             look.run(settings, folder)
         elif settings.mode == "plan":
-            from dapt_jax.study import budgets, plan, prepare
+            from dapt_jax.study import budgets, plan_tables, prepare
 
-            plan.show(prepare.prepare(budgets.resolved(settings, folder)), folder)
+            plan_tables.show(prepare.prepare(budgets.resolved(settings, folder)), folder)
         elif settings.mode == "advise":
             from dapt_jax.study import advise, budgets, prepare
 

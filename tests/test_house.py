@@ -106,7 +106,7 @@ def test_help_and_the_table_of_models_start_without_jax(argument):
     ("module", "late"),
     [
         ("settings.flags", ("sklearn", "grain", "orbax", "matplotlib", "pandas")),
-        ("study.plan", ("sklearn", "scipy.stats")),
+        ("study.plan_tables", ("sklearn", "scipy.stats")),
     ],
 )
 def test_settings_and_plans_import_no_library_that_only_training_or_a_report_needs(module, late):

@@ -14,7 +14,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.records.ledger import Row
 from dapt_jax.report import curves
 from dapt_jax.settings import flags
-from dapt_jax.study import collapse, plan, prepare
+from dapt_jax.study import collapse, plan_tables, prepare
 from dapt_jax.training.label_free_evaluator import LabelFreeEvaluator
 from dapt_jax.transferability.alpha_req import alpha_req
 from dapt_jax.transferability.lidar import lidar
@@ -193,7 +193,7 @@ def test_a_supervised_strategy_on_a_corpus_without_labels_is_refused_with_the_ob
 def test_a_share_of_a_full_dapt_that_would_need_labels_is_said_to_be_none(folder, capsys):
     config = study_of(folder, strategies=("ours",), objective="supervised")
     config.custom_strategies.ours = {"like": "partial", "objective": "reconstruct"}
-    plan.show(prepared(config), None)
+    plan_tables.show(prepared(config), None)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ours")]
     assert row.split("│")[7].strip() == "-"
     config.custom_strategies.ours.compute_budget = 0.1

@@ -40,7 +40,7 @@ def chosen(study, monkeypatch, room):
 def test_nothing_is_recomputed_where_a_batch_fits(study, monkeypatch):
     fitting, line = chosen(study, monkeypatch, peak(study))
     assert fitting.settings.model.remat == ()
-    assert line.endswith("need no activations to be computed again")
+    assert line.endswith("no activations are computed again")
 
 
 def test_the_fewest_of_the_lowest_groups_that_make_a_batch_fit_are_recomputed(study, monkeypatch):
@@ -48,7 +48,7 @@ def test_the_fewest_of_the_lowest_groups_that_make_a_batch_fit_are_recomputed(st
     everything, line = chosen(study, monkeypatch, 1)
     groups = everything.arms[0].strategy.encoder.groups
     assert everything.settings.model.remat == groups
-    assert "which is NOT enough: lower adapt.batch_size or raise adapt.grad_accum_steps" in line
+    assert "which is NOT enough: mode=plan says which batch_size to lower" in line
     room = (plain + peak(everything)) // 2
     fitting, line = chosen(study, monkeypatch, room)
     found = fitting.settings.model.remat

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import our_step
+from dapt_jax.cost import hardware
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.losses import SEGMENTATION_LOSSES, make_segmentation
@@ -19,8 +21,8 @@ from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records import case_scores
 from dapt_jax.runtime import sharding
-from dapt_jax.settings import StudySettings, default, resolve
-from dapt_jax.study import adapt, segmentation
+from dapt_jax.settings import StudySettings, default, flags, resolve
+from dapt_jax.study import adapt, plan, plan_tables, prepare, recomputation, segmentation
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.strategies import Strategy
 from dapt_jax.study.tasks import Task
@@ -144,14 +146,76 @@ def test_cached_views_and_their_masks_are_those_that_are_drawn(tmp_path, place):
 
 def planned(arguments):
     """Model FLOPs that the plan of a study names, over its strategies."""
-    from dapt_jax.settings import flags
-    from dapt_jax.study import plan, prepare
-
     settings, _ = flags.parse(arguments)
     ready = prepare.prepare(settings)
     return sum(
         sum(plan.transfer_flops(ready, arm, task).values()) for task in ready.tasks for arm in ready.arms
     )
+
+
+def of_masks(tmp_path, *more):
+    """A study of masks that is ready to be planned, of an encoder as it is."""
+    path = config(tmp_path)
+    kept = [line for line in path.read_text().splitlines() if "custom_strategies" not in line]
+    path.write_text("\n".join(kept))
+    settings, _ = flags.parse([f"--config={path}", *TINY[1:], "--config.strategies=none", *more])
+    return prepare.prepare(settings)
+
+
+def test_a_plan_says_whether_a_decoder_s_batch_fits_and_how_large_it_may_be(tmp_path, capsys, monkeypatch):
+    ready = of_masks(tmp_path)
+    frozen, whole = plan.target_memory(ready, ready.arms[0])
+    assert (frozen.protocol, whole.protocol, whole.batch_size) == ("frozen", "finetune", 8)
+    assert frozen.peak_bytes < whole.peak_bytes
+    plan_tables.show(ready)
+    said = capsys.readouterr().out
+    mib = round(whole.peak_bytes / 2**20)
+    assert (
+        f"memory of leukocytes finetune: {mib} MiB, a batch of 8 fits, and one of {whole.largest_batch:,} at"
+        in said
+    )
+    monkeypatch.setattr(hardware, "device_bytes", lambda: (frozen.peak_bytes + whole.peak_bytes) // 2)
+    plan_tables.show(ready)
+    said = capsys.readouterr().out
+    assert f"memory of leukocytes frozen: {round(frozen.peak_bytes / 2**20)} MiB, a batch of 8 fits" in said
+    assert (
+        "a batch of 8 does NOT fit for none: lower transfer.segmentation.batch_size, split it "
+        "(transfer.segmentation.grad_accum_steps), or compute activations again (model.remat=fit)"
+    ) in said
+
+
+def test_activations_are_computed_again_for_a_decoder_that_would_not_fit(tmp_path, monkeypatch):
+    ready = of_masks(tmp_path)
+    plain = plan.target_memory(ready, ready.arms[0])[-1].peak_bytes
+    monkeypatch.setattr(hardware, "device_bytes", lambda: plain - 1)
+    model = dataclasses.replace(ready.settings.model, remat=("fit",))
+    ready = dataclasses.replace(ready, settings=dataclasses.replace(ready.settings, model=model))
+    fitting, line = recomputation.with_fitting_activations(ready)
+    assert "the activations of stem" in line
+    assert plan.target_memory(fitting, fitting.arms[0])[-1].peak_bytes < plain
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "side"), [("resnet18", 64), ("vit_small", 64)])
+def test_a_decoder_s_step_needs_the_memory_that_the_plan_says(model, side, tmp_path):
+    """By XLA's buffer assignment: the plan is within 15%."""
+    of_model = f"--config.model.name={model}", "--config.weights=random"
+    ready = of_masks(tmp_path, *of_model, f"--config.model.image_size={side}")
+    runs = plan.transfer_runs(ready, ready.arms[0], ready.tasks[0])
+    for planned, (run, *_) in zip(plan.target_memory(ready, ready.arms[0]), runs.values(), strict=True):
+        peaks = []
+        for program in run.programs:
+            state = program.init_state(*program.model.init(0))
+            batch = {
+                "image": np.zeros((8, side, side, 3), np.uint8),
+                "label": np.zeros((8, side, side), np.uint8),
+                "weight": np.ones(8, np.float32),
+                "index": np.arange(8, dtype=np.int32),
+            }
+            rng = {"seed": np.uint32(0), "view": np.int32(0), "epoch": np.int32(0)}
+            step = jax.jit(program.train_step, donate_argnums=0).lower(state, batch, rng, np.float32(1e-3))
+            peaks.append(our_step.memory_of(step.compile()))
+        assert planned.peak_bytes == pytest.approx(max(peaks), rel=0.15)
 
 
 def test_what_a_decoder_or_the_devices_cannot_do_is_refused_before_training(tmp_path, capsys, monkeypatch):

@@ -44,22 +44,26 @@ def with_fitting_activations(study: Study) -> tuple[Study, str]:
     places = range(len(groups))
     number = 0 if is_enough(0) else bisect.bisect_left(places, True, lo=1, key=is_enough)
     chosen = groups[:number]
-    about = f"model.remat: a batch of {settings.adapt.batch_size} and {room / 2**30:.1f} GiB of memory"
+    about = f"model.remat: of the largest step, and with {room / 2**30:.1f} GiB of memory,"
     fitting = _recomputing(study, chosen)
     if not chosen:
-        return fitting, f"{about} need no activations to be computed again"
+        return fitting, f"{about} no activations are computed again"
     name = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else chosen[0]
-    line = f"{about}: the activations of {name} are computed again"
+    line = f"{about} the activations of {name} are computed again"
     if number == len(groups) and not is_enough(number):
-        line += ", which is NOT enough: lower adapt.batch_size or raise adapt.grad_accum_steps"
+        line += (
+            ", which is NOT enough: mode=plan says which batch_size to lower, or grad_accum_steps to raise"
+        )
     return fitting, line
 
 
 def _peak(study: Study) -> int:
-    """Return the largest planned peak of any phase of adaptation, in bytes of one device."""
-    fsdp = study.settings.runtime.fsdp
-    runs = [run for arm in study.arms_of(study.settings.seeds[0]) for run in study.runs_of(arm)]
-    return max((phase.peak_bytes for run in runs for phase in plan.of_run(run, fsdp)), default=0)
+    """Return the largest planned peak of adaptation and of training on target tasks, in bytes of one device."""
+    fsdp, arms = study.settings.runtime.fsdp, study.arms_of(study.settings.seeds[0])
+    runs = [run for arm in arms for run in study.runs_of(arm)]
+    peaks = [phase.peak_bytes for run in runs for phase in plan.of_run(run, fsdp)]
+    peaks += [target.peak_bytes for arm in arms for target in plan.target_memory(study, arm)]
+    return max(peaks, default=0)
 
 
 def _recomputing(study: Study, groups: Sequence[str]) -> Study:
