@@ -486,6 +486,32 @@ def test_window_set_goes_before_the_files_own_windows(tmp_path):
     np.testing.assert_array_equal(store[0][..., 0], values[0][:, 2:14] >> 4)
 
 
+@pytest.mark.parametrize("form", ["L", "RGB", "RGBA", "LA", "P", "dicom", "palette"])
+def test_a_window_applies_alike_however_the_same_grey_is_stored(tmp_path, form):
+    """Radiographs of one set come as grey, as RGB with equal channels, with alpha or with a palette."""
+    values = scene(6, 0, 255, np.uint8)
+    path, elements = tmp_path / "a.dcm", {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        elements[f"{name}PaletteColorLookupTableData"] = np.arange(256).astype("<u2").tobytes()
+    if form == "dicom":
+        write.dicom(path, np.repeat(values[..., None], 3, -1), SamplesPerPixel=3)
+    elif form == "palette":
+        write.dicom(path, values, **elements)
+    else:
+        picture, path = Image.fromarray(values), tmp_path / "a.png"
+        picture.convert("L" if form == "P" else form).save(path)
+        if form == "P":
+            picture.putpalette([level for level in range(256) for _ in range(3)])
+            picture.save(path)
+    write.image(tmp_path / "grey.png", values)
+    window = Window.parse("50,200")
+    shown = [decode(Plane(file, window=window), 12, crop=12) for file in (path, tmp_path / "grey.png")]
+    np.testing.assert_array_equal(shown[0][..., 0], ramp(values, 50, 200)[:, 2:14])
+    np.testing.assert_array_equal(*shown)
+    assert (decode(Plane(path, window=Window.parse("5%,60%")), 12, crop=12) == 255).mean() > 0.3
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     background=st.floats(0.5, 0.9995), value=st.sampled_from([0.0, -1024.0, -3.5, 40.0]), seed=seeds,

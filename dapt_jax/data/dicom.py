@@ -17,6 +17,7 @@ import numpy as np
 from dapt_jax.data import dicom_grey, limits
 from dapt_jax.data.geometry import Geometry
 from dapt_jax.data.intensity import EIGHT_BITS, Range, Samples, of_bits
+from dapt_jax.data.pixels import windowed
 from dapt_jax.data.plane import Plane, medical, one_line
 from dapt_jax.errors import UserError
 
@@ -67,9 +68,9 @@ def samples(plane: Plane) -> Samples:
     with limits.border(plane.path, "a DICOM image whose values can be shown"):
         kind = dicom_grey.photometric(dataset)
         if kind == "PALETTE COLOR":
-            return _palette(dataset, stored, plane)
+            return windowed(_palette(dataset, stored, plane), plane)
         if stored.ndim == 3:
-            return _colour(dataset, stored)
+            return windowed(_colour(dataset, stored), plane)
         return _grey(dataset, stored, frame, plane)
 
 

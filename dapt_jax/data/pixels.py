@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from dapt_jax.data import frames, limits
-from dapt_jax.data.intensity import Range, Samples, integers_or_floats, of_bits
+from dapt_jax.data.intensity import EIGHT_BITS, Range, Samples, integers_or_floats, of_bits
 from dapt_jax.data.plane import Plane, Source, plane
 from dapt_jax.errors import UserError
 
@@ -159,7 +159,7 @@ def samples(source: Plane, at_least: int = 0) -> Samples:
                 bits = "16-bit" if mode.startswith("I;16") else "32-bit"
                 found = integers_or_floats(array, f"{bits} grey", inverted=white)
         else:
-            return Samples(np.asarray(_to_8_bit(ImageOps.exif_transpose(image))), of_bits(8, "8 bits"))
+            found = Samples(np.asarray(_to_8_bit(ImageOps.exif_transpose(image))), EIGHT_BITS)
     return windowed(found, source)
 
 
