@@ -482,6 +482,23 @@ def test_masks_beside_images_are_not_predicted_as_images(tmp_path, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+def test_predictions_among_their_images_are_not_predicted_themselves(tmp_path):
+    """Masks and overlays of the first images are written while others are still listed."""
+    for number in range(12):
+        write.image(tmp_path / f"a{number:02d}.png", CLASSES.images[number])
+    segmenter_model(SIDE).write(tmp_path / "model.safetensors")
+    flags = (
+        f"--config.predict.model={tmp_path / 'model.safetensors'}",
+        f"--config.predict.images={tmp_path}",
+        f"--workdir={tmp_path / 'out'}",
+        "--config.predict.batch_size=2",
+    )
+    for _ in range(2):  # started again, it goes on behind the last image
+        assert predict(*flags) == 0
+        assert [row["image"] for row in table(tmp_path / "out")] == [f"a{n:02d}.png" for n in range(12)]
+    assert list((tmp_path / "out" / "predict" / "overlays").iterdir())
+
+
 def test_a_table_names_images_row_by_row(images, tmp_path):
     lines = "".join(f"{number:02d}.png;P{number}\n" for number in range(5))
     (images / "list.csv").write_text(f"file_name;patient\n{lines}")

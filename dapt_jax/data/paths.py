@@ -139,7 +139,12 @@ def is_of_system(name: str) -> bool:
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield the files in a folder and below it; links are followed once, system files are ignored."""
+    """Yield the files in a folder and below it; links are followed once, system files are ignored.
+
+    Args:
+        folder: The folder.
+        above: Folders that are not entered, links resolved: those above, so that no link leads back.
+    """
     place = os.path.realpath(folder)
     if place in above:
         return

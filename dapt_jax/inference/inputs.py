@@ -90,7 +90,9 @@ class Read:
     bad: dict[int, str]
 
 
-def batches(place: Path, reading: Reading, size: int, naming: Naming | None = None) -> Iterator[Batch]:
+def batches(
+    place: Path, reading: Reading, size: int, naming: Naming | None = None, own: Path | None = None
+) -> Iterator[Batch]:
     """Yield the images of a place in a fixed order, without holding them or their names.
 
     Args:
@@ -100,13 +102,14 @@ def batches(place: Path, reading: Reading, size: int, naming: Naming | None = No
         reading: How images are read.
         size: Largest number of images of a batch.
         naming: Where images name their patients and units; None to leave that out.
+        own: Folder of the predictions: what is written there while images are listed is none of them.
 
     Raises:
         UserError: The place does not exist, or holds no image.
     """
     waiting: list[Item] = []
     is_empty = True
-    for item, volume in _listed(place, reading, naming):
+    for item, volume in _listed(place, reading, naming, own):
         is_empty = False
         if volume is None:
             waiting.append(item)
@@ -141,7 +144,9 @@ def batches(place: Path, reading: Reading, size: int, naming: Naming | None = No
         raise UserError(f"{place}: no images; expected {wanted}")
 
 
-def _listed(place: Path, reading: Reading, naming: Naming | None) -> Iterator[tuple[Item, Path | None]]:
+def _listed(
+    place: Path, reading: Reading, naming: Naming | None, own: Path | None
+) -> Iterator[tuple[Item, Path | None]]:
     """Yield each image, and each volume as its file: the volume is then the second element."""
     if not place.exists():
         raise UserError(
@@ -150,7 +155,7 @@ def _listed(place: Path, reading: Reading, naming: Naming | None) -> Iterator[tu
     if place.suffix.lower() in lists.TABLES:
         yield from _of_table(place, reading, naming)
         return
-    for file in _pictures(place) if place.is_dir() else filter(_is_read, [place]):
+    for file in _pictures(place, own) if place.is_dir() else filter(_is_read, [place]):
         name = file.relative_to(place).as_posix() if place.is_dir() else file.name
         is_volume = _is_volume(file)
         patient = naming.patient_in(name) if naming else ""
@@ -160,9 +165,13 @@ def _listed(place: Path, reading: Reading, naming: Naming | None) -> Iterator[tu
         )
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """Yield the images and volumes below a folder, without masks, which their names tell; say how many those are."""
-    of_masks = mask_names.folders_of_masks({file.parent for file in walk(folder)}, folder)
+def _pictures(folder: Path, own: Path | None) -> Iterator[Path]:
+    """Yield the images and volumes below a folder, without masks, which their names tell; say how many those are.
+
+    The folder `own` and what is below it are left out.
+    """
+    left = (os.path.realpath(own),) if own else ()
+    of_masks = mask_names.folders_of_masks({file.parent for file in walk(folder, left)}, folder)
 
     @functools.lru_cache(maxsize=64)  # the folders above a file are those that are not finished
     def beside(parent: Path) -> set[Path]:
@@ -170,7 +179,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
         return mask_names.beside_their_images([file for file in together if file.is_file()])
 
     left_out, first = 0, ""
-    for file in filter(_is_read, walk(folder)):
+    for file in filter(_is_read, walk(folder, left)):
         if file.parent not in of_masks and file not in beside(file.parent):
             yield file
             continue

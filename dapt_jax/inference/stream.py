@@ -153,7 +153,7 @@ class _Work:
         reading = self.ensemble.about.reading
         size = self.ensemble.batch_size(self.options.batch_size)
         self.overlays = sum(1 for _ in (self.folder / OVERLAYS).rglob("*.png"))
-        listed = self._remaining(inputs.batches(self.place, reading, size, self.naming))
+        listed = self._remaining(inputs.batches(self.place, reading, size, self.naming, self.folder))
         if self.naming:
             self.members.keep(self.done)
         started = said = time.monotonic()
