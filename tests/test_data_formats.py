@@ -1,5 +1,6 @@
 """Files that are more than one 8-bit picture."""
 
+import shutil
 import subprocess
 import sys
 
@@ -225,16 +226,18 @@ def test_pictures_of_a_npy_file_are_read_one_by_one(tmp_path):
     stack = RNG.integers(0, 256, (4, 10, 12)).astype(np.uint8)
     np.save(tmp_path / "a.npy", stack)
     np.save(tmp_path / "b.npy", stack[:, None])
-    for name in ("a.npy", "b.npy"):
+    shutil.copy(tmp_path / "a.npy", tmp_path / "C.NPY")
+    for name in ("a.npy", "b.npy", "C.NPY"):
         store = ImageStore.from_files([Plane(tmp_path / name, index) for index in (2, 0)], 10, crop=10)
         np.testing.assert_array_equal(store[0][..., 1], stack[2][:, 1:11])
         assert store.names[1].endswith(f"{name}[0]")
         assert formats.extent(Plane(tmp_path / name, 1)) == (10, 12)
 
 
-def test_matlab_arrays_come_upright(tmp_path):
+@pytest.mark.parametrize("name", ["1.mat", "1.MAT"])
+def test_matlab_arrays_come_upright(tmp_path, name):
     values = RNG.integers(0, 3000, (6, 9)).astype(np.int16)
-    path = write.matlab(tmp_path / "1.mat", image=values)
+    path = write.matlab(tmp_path / name, image=values)
     np.testing.assert_array_equal(arrays.values(Plane(path, key="cjdata/image")), values)
     assert formats.extent(Plane(path, key="cjdata/image")) == (6, 9)
 

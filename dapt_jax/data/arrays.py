@@ -45,7 +45,7 @@ def values(plane: Plane) -> np.ndarray:
         shape = _shape(plane, array)
         found = np.asarray(array[()] if len(shape) == array.ndim else array[plane.index or 0])
     # MATLAB stores columns first.
-    found = found.T if plane.path.suffix == ".mat" else found
+    found = found.T if plane.path.suffix.lower() == ".mat" else found
     return found.reshape(_picture(found.shape))
 
 
@@ -53,7 +53,7 @@ def extent(plane: Plane) -> tuple[int, int]:
     """Return the height and width without reading the values."""
     with _opened(plane) as array:
         shape = _shape(plane, array)
-    height, width = _picture(shape[::-1] if plane.path.suffix == ".mat" else shape)[:2]
+    height, width = _picture(shape[::-1] if plane.path.suffix.lower() == ".mat" else shape)[:2]
     return height, width
 
 
@@ -121,7 +121,7 @@ def _opened(plane: Plane) -> Iterator[Any]:
     path = plane.path
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         with limits.border(path, "a whole .npy file"):
             _check_header(path)
             try:
@@ -136,7 +136,7 @@ def _opened(plane: Plane) -> Iterator[Any]:
         return
     with path.open("rb") as file:
         start = file.read(8)
-    if start != hdf5_trial.MAGIC and path.suffix == ".mat" and not h5py.is_hdf5(path):
+    if start != hdf5_trial.MAGIC and path.suffix.lower() == ".mat" and not h5py.is_hdf5(path):
         raise UserError(f"{path}: not an HDF5 file (another mark at its start); save it in MATLAB with -v7.3")
     hdf5_trial.check(path)
     with limits.border(path, "a whole HDF5 file"):
