@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import dapt_jax as dj
+from dapt_jax.data import masks
 from dapt_jax.data.framing import Framing
+from dapt_jax.data.plane import Plane
 from dapt_jax.errors import UserError
 from dapt_jax.inference import deploy, inputs, results, stream, target_model
 from dapt_jax.inference.predictor import Ensemble, Outputs
@@ -355,6 +357,24 @@ def test_masks_of_volumes_lie_where_the_volume_lies(tmp_path, monkeypatch, affin
         len(table(tmp_path / "out"))
         == values.shape[int(np.flatnonzero(nibabel.io_orientation(affine)[:, 0] == axis)[0])]
     )
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 0), (2, 3)])
+def test_the_mask_of_a_volume_is_placed_as_the_volume_is(tmp_path, codes):
+    """Also where the header names no coordinates: beside its image the mask is read back as it was written."""
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([2.0, 3.0, 4.0, 1]))
+    for name, code in zip(("sform", "qform"), codes, strict=True):
+        getattr(image, f"set_{name}")(image.affine if code else None, code)
+    image.to_filename(tmp_path / "scan.nii.gz")
+    slice_ = Plane(tmp_path / "scan.nii.gz", 2)
+    shown = np.random.default_rng(0).integers(0, 2, (5, 4)).astype(np.uint8)
+    mask = results.VolumeMask(slice_.path, 2, tmp_path / "mask.nii.gz")
+    mask.put(slice_, shown)
+    mask.write()
+    header = nibabel.load(mask.file).header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == codes
+    np.testing.assert_array_equal(nibabel.load(mask.file).affine, nibabel.load(slice_.path).affine)
+    np.testing.assert_array_equal(masks.read(masks.place(Plane(mask.file, 2), slice_)), shown)
 
 
 def test_weights_of_a_truncated_encoder_need_not_say_where(workdir, tmp_path):

@@ -221,9 +221,8 @@ class VolumeMask:
         source = self._image.header
         for name in ("sform", "qform"):
             if f"{name}_code" in source:
-                affine = getattr(self._image, f"get_{name}")(coded=True)
-                if affine[0] is not None:
-                    getattr(made, f"set_{name}")(affine[0], int(affine[1]))
+                affine, code = getattr(self._image, f"get_{name}")(coded=True)
+                getattr(made, f"set_{name}")(affine, int(code))  # code 0: the file names no coordinates
         if hasattr(source, "get_xyzt_units"):
             made.header.set_xyzt_units(source.get_xyzt_units()[0])
         self.file.parent.mkdir(parents=True, exist_ok=True)
