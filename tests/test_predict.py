@@ -528,6 +528,16 @@ def test_a_table_names_images_row_by_row(images, tmp_path):
     assert found[2].items[0].name == "04.png"
 
 
+def test_images_of_a_table_with_equal_ends_have_masks_of_their_own(tmp_path):
+    """A table lies among lists, and names images beside its folder and others further up."""
+    names = ["b/1.png", "../b/1.png", "../../b/1.png", "b/1.jpg"]
+    places = [results.place(tmp_path, name, ".png") for name in names]
+    assert len(set(places)) == len(names)
+    assert all(place.resolve().is_relative_to(tmp_path.resolve()) for place in places)
+    same = ("./b/1.png", "b\\1.png", "b//1.png")
+    assert {results.place(tmp_path, name, ".png") for name in same} == {places[0]}
+
+
 @pytest.mark.parametrize(
     "framing", [Framing(8, 10), Framing(8, resize="crop"), Framing(8, resize="pad")], ids=str
 )

@@ -129,13 +129,17 @@ class Table:
 def place(folder: Path, name: str, suffix: str) -> Path:
     """Return the path of the mask or overlay of an image below a folder.
 
+    >>> place(Path("masks"), "../b/1.dcm", ".png").as_posix()
+    'masks/__/b/1.dcm.png'
+
     Args:
         folder: The folder.
-        name: Name of the image; of an absolute name or one that leads out of its folder, the parts remain.
+        name: Name of the image; of an absolute name the parts remain. A step out of a folder stays one, as `__`:
+            `../b/1.dcm` and `b/1.dcm` are two images.
         suffix: Suffix that is added to the name, which stays whole: `a.png` and `a.jpg` are two images.
     """
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
-    parts = [part.replace(":", "_") for part in parts]
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/")]
+    parts = ["__" if part == ".." else part.replace(":", "_") for part in parts]
     return safe_paths.below(folder, "/".join([*parts[:-1], parts[-1] + suffix]), name)
 
 
