@@ -169,6 +169,37 @@ def test_a_deeper_model_of_the_same_names_is_refused() -> None:
         merge(classifier("resnet18"), source, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("vit_small", "blocks.3.ls1.gamma"),  # layer scale, as in DINOv2's transformers of 16 pixels
+        ("resnet18", "layer2.0.se.fc1.weight"),  # squeeze and excitation
+        ("resnet18", "layer1.1.downsample.0.weight"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
+def test_layers_with_more_parameters_are_those_of_another_architecture(model, more, prefix) -> None:
+    whole = classifier(model)
+    source = source_of(whole, tables.schemes(model)[1], prefix)
+    source[prefix + more] = np.full(384, 1e-5, np.float32)
+    line = rf"another architecture than '{model}': its layers lack 1 arrays of the file's \({prefix}{more}\)"
+    with pytest.raises(UserError, match=line):
+        merge(whole, source, seed=0)
+
+
+def test_what_is_no_parameter_of_a_layer_is_left_over() -> None:
+    whole = classifier("swin_tiny")
+    (scheme,) = (scheme for scheme in tables.schemes("swin_tiny") if scheme.name == "timm")
+    source = source_of(whole, scheme)
+    source |= {f"other.{key}.lora": array for key, array in source.items()}
+    source["layers.0.blocks.1.attn_mask"] = np.zeros((64, 49, 49), np.float32)
+    source["layers.0.blocks.1.attn.relative_position_index"] = np.zeros((49, 49), np.int64)
+    for model in (whole, classifier("swin_tiny", after="stage1/block1")):
+        _, _, report = merge(model, source, seed=0)
+        assert len(report.loaded) + len(report.left_over) == len(source)
+        assert "layers.0.blocks.1.attn_mask" in report.left_over
+
+
 def test_rubbish_is_refused_with_examples_of_it() -> None:
     with pytest.raises(UserError, match=r"names tried: dapt_jax, torchvision.*\); it holds foo, bar"):
         merge(classifier("resnet18"), {"foo": np.ones(1), "bar": np.ones(1)}, seed=0)

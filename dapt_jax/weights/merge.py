@@ -1,6 +1,7 @@
 """Strict assignment of a file's arrays to a classifier: none may be missing or have another shape."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -129,6 +130,7 @@ def merge(
     left_over = tuple(sorted(set(source) - {prefix + entry.key for entry in wanted.values()}))
     if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
         _refuse_larger(classifier, scheme, source, len(loaded), origin)
+    _refuse_richer(classifier, scheme, prefix, left_over, source, origin)
 
     drawn = flatten(init_params({HEAD: params[HEAD]}, classifier.kinds, seed)) if skipped else {}
     report = MergeReport(
@@ -334,3 +336,45 @@ def _refuse_larger(
             continue
         if _share(name, source) == 1.0:
             raise UserError(f"{origin}: these are the weights of {name!r}, not of {own!r}")
+
+
+_BUFFERS = ("attn_mask",)
+"""Last names of floating-point arrays inside layers that are no parameters: masks of shifted windows."""
+
+
+def _refuse_richer(
+    classifier: Classifier,
+    scheme: tables.Scheme,
+    prefix: str,
+    left_over: tuple[str, ...],
+    source: Weights,
+    origin: str,
+) -> None:
+    """Refuse a file whose layers have parameters that the model's lack: without them, they compute something else.
+
+    Examples are a transformer with layer scale and a ResNet with squeeze-and-excitation. Names of PyTorch alone tell
+    parameters from the state of moving averages.
+    """
+    if scheme.framework != "torch":
+        return
+    encoder, sign = classifier.encoder, scheme.separator
+    whole = registry.build(encoder.name) if encoder.name in registry.names() else encoder
+    known = {prefix + entry.key for entry in tables.table(scheme, Classifier(whole, 1)).values()}
+    layers: dict[str, list[str]] = {}
+    for path, entry in _body(tables.table(scheme, classifier)).items():
+        layers.setdefault(encoder.group_of(path), []).append(entry.key.rpartition(sign)[0].replace(sign, "/"))
+    inside = {os.path.commonpath(modules).replace("/", sign) for modules in layers.values()} - {""}
+    starts = tuple(f"{prefix}{module}{sign}" for module in inside)
+    unread = tuple(
+        key
+        for key in left_over
+        if key.startswith(starts)
+        and key not in known
+        and key.rpartition(sign)[2] not in _BUFFERS
+        and jax.numpy.issubdtype(source.like(key).dtype, np.floating)
+    )
+    if unread:
+        raise UserError(
+            f"{origin}: weights of another architecture than {encoder.name!r}: its layers lack {len(unread)} arrays of "
+            f"the file's{_examples(unread)}; expected weights whose layers hold no others"
+        )
