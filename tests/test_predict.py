@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 
 import dapt_jax as dj
 from dapt_jax.data import masks
+from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.framing import Framing
-from dapt_jax.data.plane import Plane
+from dapt_jax.data.plane import Plane, Window
 from dapt_jax.errors import UserError
 from dapt_jax.inference import deploy, inputs, results, stream, target_model
 from dapt_jax.inference.predictor import Ensemble, Outputs
@@ -526,6 +528,23 @@ def test_a_table_names_images_row_by_row(images, tmp_path):
     (images / "list.csv").unlink()
     assert [len(batch.items) for batch in found] == [2, 2, 1]
     assert found[2].items[0].name == "04.png"
+
+
+@pytest.mark.parametrize(
+    ("windows", "kept"),
+    [(((0, 9), (0, 9)), (0, 9, False, False)), (((0, 9), (0, 5)), ()), (((0, 9), None), ())],
+)
+def test_volumes_are_sliced_as_in_training_whatever_their_windows(tmp_path, windows, kept):
+    """A development set may join sources with windows of their own; a window of some is none of the set."""
+    write.nifti(tmp_path / "scan.nii", np.arange(64, dtype=np.int16).reshape(4, 4, 4))
+    write.image(tmp_path / "plain.png", np.zeros((4, 4), np.uint8))
+    shown = [Window(*each) if each else None for each in windows]
+    slices = [Plane(tmp_path / "scan.nii", k, axis=1, window=each) for k, each in enumerate(shown)]
+    plain = tmp_path / "plain.png"
+    store = ImageStore.from_files([*slices, Plane(plain, window=shown[1]) if shown[1] else plain], 4)
+    data = Dataset("ct", store, np.array([0, 1, 1]), ("a", "b"), np.array(["P1", "P2", "P3"]))
+    reading = target_models.reading_of(data)
+    assert (reading.axis, reading.window) == (1, kept)
 
 
 def test_images_of_a_table_with_equal_ends_have_masks_of_their_own(tmp_path):

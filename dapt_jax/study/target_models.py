@@ -17,7 +17,7 @@ import numpy as np
 
 from dapt_jax.data import formats
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.data.plane import Plane
+from dapt_jax.data.plane import plane
 from dapt_jax.errors import redact
 from dapt_jax.inference import calibration, familiarity, predictor, target_model
 from dapt_jax.inference.familiarity import FeatureModel
@@ -314,9 +314,11 @@ def reading_of(dataset: Dataset) -> Reading:
         if all(other.get(name, found) == found for other in known)
     }
     sources = [images.source(row) for row in range(len(images))]
-    planes = {(each.window, each.axis) for each in sources if isinstance(each, Plane)}
-    tiles = {each.tile.size for each in sources if isinstance(each, Plane) and each.tile}
-    window, axis = next(iter(planes)) if len(planes) == 1 else (None, 2)
+    planes = [plane(each) for each in sources if each is not None]
+    windows, axes = {each.window for each in planes}, {each.axis for each in planes if each.index is not None}
+    tiles = {each.tile.size for each in planes if each.tile}
+    window = windows.pop() if len(windows) == 1 else None
+    axis = axes.pop() if len(axes) == 1 else 2
     sampled = [source for row in rows if (source := sources[row]) is not None]
     sides = [side for source in sampled for side in formats.extent(source)]
     grey = {is_grey_image(images[row]) for row in rows}
