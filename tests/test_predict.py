@@ -547,6 +547,24 @@ def test_volumes_are_sliced_as_in_training_whatever_their_windows(tmp_path, wind
     assert (reading.axis, reading.window) == (1, kept)
 
 
+def test_models_that_show_other_values_as_white_are_no_ensemble():
+    model = segmenter_model(SIDE)
+    ranges = [{"16-bit grey": (0.0, 2.0**bits - 1, f"{bits} bits", bits)} for bits in (12, 16)]
+    several = [
+        dataclasses.replace(
+            model,
+            about=dataclasses.replace(
+                model.about, reading=dataclasses.replace(model.about.reading, ranges=each)
+            ),
+        )
+        for each in ranges
+    ]
+    with pytest.raises(
+        UserError, match=r"reads images with ranges .*65535.*4095.*expected models that read images alike"
+    ):
+        Ensemble(several)
+
+
 def test_images_of_a_table_with_equal_ends_have_masks_of_their_own(tmp_path):
     """A table lies among lists, and names images beside its folder and others further up."""
     names = ["b/1.png", "../b/1.png", "../../b/1.png", "b/1.jpg"]

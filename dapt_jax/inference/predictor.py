@@ -231,7 +231,7 @@ def _check_together(models: Sequence[TargetModel]) -> None:
                     f"{other.path}: {what} is {_shown(there)}, of {first.path} {_shown(here)}; expected "
                     "models of one task"
                 )
-        for what in ("image_size", "crop", "resize", "tile_size", "window", "axis"):
+        for what in ("image_size", "crop", "resize", "tile_size", "window", "axis", "ranges"):
             here, there = getattr(first.about.reading, what), getattr(other.about.reading, what)
             if here != there:
                 raise UserError(
