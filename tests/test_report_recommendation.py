@@ -7,7 +7,7 @@ from scipy import stats
 
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.report import main_table, narrative, recommendation
+from dapt_jax.report import claims, compare, main_table, narrative, recommendation, tables
 from dapt_jax.report.chance import baseline_levels
 from dapt_jax.report.patients import PatientError
 from dapt_jax.report.recommendation import POWER, recommend, seeds_for
@@ -225,6 +225,24 @@ def test_distances_that_are_means_over_other_images_are_not_compared():
     assert not any(cell.best or cell.not_significantly_worse for row in table.rows for cell in row)
     same = of_values(values, metric="hd95", counts={"full": 10, "none": 10})
     assert said(same)[0].startswith("Use none")
+
+
+def test_secondary_distances_over_other_images_are_not_marked_in_any_table():
+    distances = of_values(
+        {"full": [3.0, 3.1, 2.9], "none": [0.0, 0.1, 0.1]}, metric="hd95", counts={"full": 10, "none": 1}
+    )
+    dice = of_values({"full": [0.8, 0.9, 0.8], "none": [0.1, 0.2, 0.1]}, metric="dice")
+    results = [*dice.results, *distances.results]
+    found = tables.everything(Records({**dice.config, "report": {"metric": "dice"}}, results, []), "t")
+    assert [[cell.best for cell in row[2:]] for row in found.rows] == [[True, False], [False, False]]
+    assert "Not marked: linear, development: HD95 is a mean over the images" in found.note
+    assert not any(cell.small.count("p ") for row in found.rows for cell in row[3:])
+    other = [{**row, "task": "u"} for row in distances.results]
+    both = Records(distances.config, [*distances.results, *other], [])
+    assert claims.over_tasks(both) == []
+    part = compare.Part("w", both)
+    (overview,) = compare._tables(compare.CombinedRecords([part]))
+    assert not any(cell.best or cell.small.count("p ") for row in overview.rows for cell in row)
 
 
 def test_a_distance_that_grows_outside_is_the_one_that_worsens():

@@ -289,13 +289,19 @@ class Records:
         """Return one value per seed, in the order of `seeds`; None where a seed has none."""
         return [self._values.get((strategy, seed, task, split, protocol, metric)) for seed in self.seeds]
 
-    def unlike(self, task: str, split: str) -> str:
+    def unlike(self, task: str, split: str, metric: str | None = None, protocol: str | None = None) -> str:
         """Return why the scores of strategies cannot be compared; empty where they can.
 
         Distances between surfaces are means over the images where truth and prediction both have one, so that a
         strategy that draws nothing in hard images is not charged for them.
+
+        Args:
+            task: The task.
+            split: The split.
+            metric: The metric; None for the primary one.
+            protocol: The protocol; None for the primary one.
         """
-        metric, protocol = self.metric(task), self.protocol(task)
+        metric, protocol = metric or self.metric(task), protocol or self.protocol(task)
         if not lookup(metric).is_distance:
             return ""
         counts: dict[Any, dict[str, Any]] = {}

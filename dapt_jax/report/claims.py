@@ -127,11 +127,18 @@ def table(records: Records, task: str) -> Table | None:
 
 
 def over_tasks(records: Records) -> list[Table]:
-    """Return the ranks of the strategies over tasks, one table per split shared by several tasks."""
+    """Return the ranks of the strategies over tasks, one table per split shared by several tasks.
+
+    A task whose scores cannot be compared (`Records.unlike`) has no ranks.
+    """
     tables = []
     splits = list(dict.fromkeys(split for task in records.tasks for split in records.splits(task)))
     for split in splits:
-        tasks = [task for task in records.tasks if split in records.splits(task)]
+        tasks = [
+            task
+            for task in records.tasks
+            if split in records.splits(task) and not records.unlike(task, split)
+        ]
         means = {name: [_good(records, name, task, split) for task in tasks] for name in records.strategies}
         known = {name: [v for v in row if v is not None] for name, row in means.items() if None not in row}
         if len(tasks) < 2 or len(known) < 2:

@@ -19,7 +19,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import page
 from dapt_jax.report.claims import claims
 from dapt_jax.report.columns import Cell, Column, Table, compact
-from dapt_jax.report.marks import note_of_marks, over_seeds
+from dapt_jax.report.marks import UNMARKED, note_of_marks, over_seeds
 from dapt_jax.report.style import COLOURS, FAINT, GREY
 from dapt_jax.statistics import mean_interval
 
@@ -272,7 +272,10 @@ def _tables(records: Records) -> list[Table]:
             for name in records.strategies
         }
         values[task, split] = found
-        marks[task, split] = over_seeds(found, lower_is_better(records.metric(task)))
+        is_unlike = bool(records.unlike(task, split))
+        marks[task, split] = (
+            UNMARKED if is_unlike else over_seeds(found, lower_is_better(records.metric(task)))
+        )
 
     def score(task: str, split: str) -> Callable[[str], Cell]:
         return lambda name: marks[task, split].mark(compact(mean_interval(values[task, split][name])), name)

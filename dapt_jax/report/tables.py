@@ -18,7 +18,7 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE, KINDS, STAGES
 from dapt_jax.report.chance import chance_level
 from dapt_jax.report.columns import Cell, Column, Table, compact
-from dapt_jax.report.marks import note_of_marks, over_seeds
+from dapt_jax.report.marks import UNMARKED, note_of_marks, over_seeds
 from dapt_jax.statistics import mean_interval
 
 MOST_CLASSES = 50
@@ -82,12 +82,18 @@ def _by_protocol(
     """
     pairs = [(metric, split) for metric in metrics.values() for split in records.splits(task)]
     names, rows = records.strategies, []
+    unmarked: list[str] = []
     for protocol in records.protocols(task):
         values = {
             (metric, split): {n: records.values(n, task, split, protocol, metric) for n in names}
             for metric, split in pairs
         }
-        marks = {pair: over_seeds(values[pair], lower_is_better(pair[0])) for pair in pairs}
+        unlike = {pair: records.unlike(task, pair[1], pair[0], protocol) for pair in pairs}
+        unmarked += [f"{protocol}, {split}: {why}" for (_, split), why in unlike.items() if why]
+        marks = {
+            pair: UNMARKED if unlike[pair] else over_seeds(values[pair], lower_is_better(pair[0]))
+            for pair in pairs
+        }
         for name in names:
             cells = [marks[pair].mark(compact(mean_interval(values[pair][name])), name) for pair in pairs]
             if any(cell.text != NONE for cell in cells):
@@ -107,6 +113,9 @@ def _by_protocol(
     for heading in metrics:
         columns += [_at(len(columns) + k, split, heading) for k, split in enumerate(records.splits(task))]
     note = note_of_marks(f"{what} over seeds ± half the 95% t-interval.", rows)
+    if unmarked:
+        note += f" Not marked: {unmarked[0]}"
+        note += f"; and {len(unmarked) - 1} more columns likewise." if len(unmarked) > 1 else "."
     return Table.of(title, columns, rows, note)
 
 
