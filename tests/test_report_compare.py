@@ -163,6 +163,8 @@ def test_studies_that_cannot_be_compared_are_refused_with_the_reason(tmp_path, o
     assert line in capsys.readouterr().err
     assert run(*flags, f"--config.compare={entries[0]},") == 2
     assert "compare names 1 workdirs; expected two or more" in capsys.readouterr().err
+    assert run(*flags, f"--config.compare=x={entries[0]},{entries[0]}/") == 2
+    assert f"{entries[0]}/ is there twice; expected each once" in capsys.readouterr().err
     assert run(*flags, f"--config.compare={tmp_path / 'c'},{entries[0]}") == 2
     assert "holds no study" in capsys.readouterr().err
 

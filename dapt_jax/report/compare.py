@@ -184,8 +184,9 @@ def check(parts: Sequence[Part]) -> list[str]:
     """
     if len(parts) < 2:
         raise UserError(f"compare names {len(parts)} workdirs; expected two or more: --config.compare=A,B")
+    folders = [Path(part.workdir).expanduser().resolve() for part in parts]
     for number, part in enumerate(parts):
-        if part.workdir in [other.workdir for other in parts[:number]]:
+        if folders[number] in folders[:number]:
             raise UserError(f"compare: {part.workdir} is there twice; expected each once")
     for part in parts:
         others = [task for other in parts if other is not part for task in other.records.tasks]
