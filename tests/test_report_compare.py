@@ -175,3 +175,22 @@ def test_seeds_that_are_not_shared_are_a_warning(tmp_path):
         compare.Part.read(workdir(tmp_path / "b", init="imagenet", seeds=(7, 8))),
     ]
     assert "share no seed, so there is no paired test" in compare.check(parts)[0]
+
+
+def test_what_a_workdir_says_of_its_own_numbers_is_said_of_the_comparison_too(tmp_path):
+    entries = [workdir(tmp_path / name, init=name, shift=0.01 * n) for n, name in enumerate("ab")]
+    for place, seed in zip(entries, (7, -1), strict=True):
+        folder = Path(place)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "adapt": {"seed": seed}}))
+        row = {"strategy": "none", "seed": max(seed, 0), "stage": "dapt", "phase": "all", "model_flops": 1}
+        with (folder / "ledger.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        lines = ["development: few patients", f"external: few patients of {place}"]
+        (folder / "few_samples.json").write_text(json.dumps({"cells": lines}))
+    compare.build(entries, tmp_path / "all")
+    text = (tmp_path / "all" / "report.md").read_text()
+    assert "- seeds: 0, 1, 2\n" in text
+    assert "Adaptations: one of a (adapt.seed): intervals and tests say nothing" in text
+    assert text.count("cells: development: few patients.") == 1
+    assert text.count("cells: external: few patients of ") == 2

@@ -197,6 +197,11 @@ class Records:
         seed = self.config.get("adapt", {}).get("seed", -1)
         return seed if seed >= 0 else None
 
+    @property
+    def adapted_once(self) -> list[str]:
+        """Strategies whose seeds share one adaptation, so that these say nothing of other adaptations."""
+        return [] if self.shared_seed is None else self.strategies
+
     @functools.cached_property
     def tasks(self) -> list[str]:
         """Target tasks that have results."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,26 +101,43 @@ class CombinedRecords(Records):
             for row in part.records.results
         ]
         labels = [row["strategy"] for row in results if row["strategy"] != BASELINE]
-        seeds = [seed for part in parts for seed in part.records.seeds]
         config = {
             **{key: first.config[key] for key in ("report", "energy") if key in first.config},
             "title": f"Comparison of {len(parts)} workdirs",
             "note": "; ".join(dict.fromkeys(part.workdir for part in parts)),
             "synthetic": any(part.records.config.get("synthetic") is True for part in parts),
             "strategies": list(dict.fromkeys(labels)),
-            "seeds": list(dict.fromkeys(seeds)),
         }
         leaks: dict[str, dict[str, str]] = {}
+        few_samples: dict[str, list[str]] = {}
         for part in parts:
             for task, by_split in part.records.leaks.items():
                 leaks.setdefault(task, {}).update(by_split)
+            for task, lines in part.records.few_samples.items():
+                known = few_samples.setdefault(task, [])
+                known += [line for line in lines if line not in known]
         rows = [
             dataclasses.replace(row, strategy=label)
             for number, part in enumerate(parts)
             for row in part.records.rows
             if (label := self._of_ledger(number, row.strategy))
         ]
-        super().__init__(config, results, rows, leaks)
+        super().__init__(config, results, rows, leaks, few_samples)
+
+    @functools.cached_property
+    def seeds(self) -> list[Any]:
+        """Seeds of any of the workdirs, without those of adaptations that all seeds of one share."""
+        return list(dict.fromkeys(seed for part in self.parts for seed in part.records.seeds))
+
+    @property
+    def adapted_once(self) -> list[str]:
+        """Arms of workdirs whose seeds share one adaptation."""
+        labels = [
+            self._of_ledger(number, name)
+            for number, part in enumerate(self.parts)
+            for name in part.records.adapted_once
+        ]
+        return list(dict.fromkeys(filter(None, labels)))
 
     def _of_ledger(self, number: int, strategy: str) -> str:
         """Return the label of a strategy of a workdir; empty for one without results."""

@@ -103,8 +103,9 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         ]
         if error is not None:
             lines.append((f"{error.drawn.capitalize()}, {split}", _patients(error, chosen, rival)))
-    if records.shared_seed is not None:
-        one = "one of each strategy (adapt.seed): intervals and tests say nothing of other adaptations"
+    if once := [name for name in records.adapted_once if name in means]:
+        whose = "each strategy" if len(once) == len(means) else ", ".join(once)
+        one = f"one of {whose} (adapt.seed): intervals and tests say nothing of other adaptations"
         lines.append(("Adaptations", one))
     headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
     if rival is not None:
