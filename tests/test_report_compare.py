@@ -194,3 +194,21 @@ def test_what_a_workdir_says_of_its_own_numbers_is_said_of_the_comparison_too(tm
     assert "Adaptations: one of a (adapt.seed): intervals and tests say nothing" in text
     assert text.count("cells: development: few patients.") == 1
     assert text.count("cells: external: few patients of ") == 2
+
+
+def test_what_a_task_has_for_itself_is_a_setting_that_differs_and_where_its_images_are_is_none(tmp_path):
+    entries = [workdir(tmp_path / name, init="i") for name in "abc"]
+    tasks = (
+        {"cells": {"development": {"path": "here"}, "transfer": {"head": {"epochs": 5}}}},
+        {"cells": {"development": {"path": "there"}, "auc_classes": ["x"]}},
+        {"lungs": {"development": {"path": "there"}}},
+    )
+    for entry, of_task in zip(entries, tasks, strict=True):
+        file = Path(entry) / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "tasks": of_task}))
+    parts = [compare.Part.read(entry) for entry in entries]
+    assert [[cell.text for cell in row] for row in compare._differing(parts[:2]).rows] == [
+        ["tasks.cells.transfer.head.epochs", "5", "–"],
+        ["tasks.cells.auc_classes", "–", "x"],
+    ]
+    assert not compare._differing(parts[2:] + parts[2:]).rows

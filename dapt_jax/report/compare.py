@@ -16,7 +16,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.records.study_records import Cost, Records
-from dapt_jax.records.vocabulary import BASELINE
+from dapt_jax.records.vocabulary import BASELINE, OFFICIAL, SPLITS
 from dapt_jax.report import page
 from dapt_jax.report.claims import claims
 from dapt_jax.report.columns import Cell, Column, Table, compact
@@ -337,7 +337,6 @@ def _differing(parts: Sequence[Part]) -> Table:
         "images",
         "contents",
         "compare",
-        "tasks",
         "runtime",
         "monitoring",
         "cache.dir",
@@ -349,7 +348,9 @@ def _differing(parts: Sequence[Part]) -> Table:
     names = [
         name
         for name in dict.fromkeys(name for each in flat for name in each)
-        if not {name, name.partition(".")[0]} & set(hidden) and len(_values(name, flat)) > 1
+        if not {name, name.partition(".")[0]} & set(hidden)
+        and not _is_of_images(name)
+        and len(_values(name, flat)) > 1
     ]
 
     titles = [part.name or Path(part.workdir).name for part in parts]
@@ -367,9 +368,20 @@ def _differing(parts: Sequence[Part]) -> Table:
 
 
 def _values(name: str, flat: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the values of a setting in the workdirs, as text."""
+    """Return the values of a setting in the workdirs, as text; of a task in those that have the task."""
     is_of_strategy = name.startswith("custom_strategies.")
-    return {str(each.get(name, NONE)) for each in flat if name in each or not is_of_strategy}
+    task = ".".join([*name.split(".")[:2], ""]) if name.startswith("tasks.") else ""
+    return {
+        str(each.get(name, NONE))
+        for each in flat
+        if (name in each or not is_of_strategy) and any(other.startswith(task) for other in each)
+    }
+
+
+def _is_of_images(name: str) -> bool:
+    """Return whether a setting says where a task's images come from, whose contents `check` compares."""
+    section, *names = name.split(".")
+    return section == "tasks" and bool({*names[1:2]} & {*SPLITS, *OFFICIAL})
 
 
 MOST_SHOWN = 60
