@@ -169,6 +169,29 @@ def test_studies_that_cannot_be_compared_are_refused_with_the_reason(tmp_path, o
     assert "holds no study" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("protocol", "metric", "section"),
+    [("finetune", "auc", "finetune"), ("frozen", "dice", "segmentation"), ("linear", "auc", "")],
+)
+def test_studies_that_score_the_images_of_other_folds_are_refused(tmp_path, protocol, metric, section):
+    entries = []
+    for count in (1, 5):
+        entries.append(workdir(tmp_path / f"d{count}", init=f"i{count}"))
+        for name in ("config.json", "results.jsonl"):
+            file = Path(entries[-1]) / name
+            text = file.read_text().replace('"linear"', f'"{protocol}"').replace('"auc"', f'"{metric}"')
+            own = {"finetune": {"folds": count}, "segmentation": {"folds": count}}
+            file.write_text(text.replace('{"folds": 5}', json.dumps({"folds": 5, **own})))
+    parts = [compare.Part.read(entry) for entry in entries]
+    if not section:
+        assert compare.check(parts) == []
+        return
+    with pytest.raises(
+        UserError, match=rf"divide task 'cells' by transfer.{section}.folds of 1 and 5; expected"
+    ):
+        compare.check(parts)
+
+
 def test_seeds_that_are_not_shared_are_a_warning(tmp_path):
     parts = [
         compare.Part.read(workdir(tmp_path / "a")),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE
-from dapt_jax.metrics import lower_is_better
+from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.records.vocabulary import BASELINE, OFFICIAL, SPLITS
 from dapt_jax.report import page
@@ -22,7 +22,7 @@ from dapt_jax.report.claims import claims
 from dapt_jax.report.columns import Cell, Column, Table, compact
 from dapt_jax.report.marks import UNMARKED, note_of_marks, over_seeds
 from dapt_jax.report.style import COLOURS, FAINT, GREY
-from dapt_jax.statistics import mean_interval
+from dapt_jax.statistics import Aggregation, mean_interval
 
 WORKDIRS_ACROSS = 8
 """Workdirs that the table of settings shows as columns; of more each is a row."""
@@ -75,12 +75,22 @@ class Part:
         recorded = config.get("contents", {}).items()
         return found | {key.removeprefix(prefix): of for key, of in recorded if key.startswith(prefix)}
 
-    def splitting(self, task: str) -> dict[str, Any]:
-        """Return the settings that divide a task's images: the number of folds and the seed of the splits."""
+    def splitting(self, task: str, protocol: str | None) -> dict[str, Any]:
+        """Return the settings that say which images of a task are scored.
+
+        They are the number of folds, the seed of the splits and, of a protocol that trains an encoder or a decoder,
+        the number of folds that are run.
+        """
         config = self.records.config
         own = config.get("tasks", {}).get(task, {}).get("transfer", {})
-        shared = config.get("transfer", {})
-        return {name: own.get(name, shared.get(name, -1)) for name in ("folds", "split_seed")}
+        found = _flat(config.get("transfer", {})) | _flat(own)
+        names = ["folds", "split_seed"]
+        has_folds = "development" in self.records.splits(task)  # official lists have one
+        if has_folds and lookup(self.records.metric(task)).of_masks:
+            names.append("segmentation.folds")
+        elif has_folds and Aggregation.split(protocol or "")[0] == "finetune":
+            names.append("finetune.folds")
+        return {name: found.get(name, -1) for name in names}
 
 
 class CombinedRecords(Records):
@@ -228,7 +238,8 @@ def check(parts: Sequence[Part]) -> list[str]:
 
 def _check_pair(task: str, first: Part, other: Part) -> None:
     both = f"compare: {first.workdir} and {other.workdir}"
-    here, there = first.splitting(task), other.splitting(task)
+    protocol = first.records.protocol(task)
+    here, there = first.splitting(task, protocol), other.splitting(task, protocol)
     for name in here:
         if here[name] != there[name]:
             raise UserError(
