@@ -192,6 +192,21 @@ def test_studies_that_score_the_images_of_other_folds_are_refused(tmp_path, prot
         compare.check(parts)
 
 
+def test_results_of_other_versions_of_the_computation_are_a_warning(tmp_path):
+    entries = [workdir(tmp_path / name, init=name) for name in "abc"]
+    for entry, version in zip(entries, ("2", "3", "3"), strict=True):
+        file = Path(entry) / "config.json"
+        file.write_text(
+            file.read_text().replace('"contents": {', f'"contents": {{"code": {{"version": "{version}"}}, ')
+        )
+    lines = compare.check([compare.Part.read(entry) for entry in entries])
+    assert [line.rpartition(" of version ")[0] for line in lines] == [
+        f"cells: {entries[0]} has results of version 2 of the computation, and {other}"
+        for other in entries[1:]
+    ]
+    assert compare.check([compare.Part.read(entry) for entry in entries[1:]]) == []
+
+
 def test_seeds_that_are_not_shared_are_a_warning(tmp_path):
     parts = [
         compare.Part.read(workdir(tmp_path / "a")),

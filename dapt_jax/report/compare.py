@@ -65,6 +65,11 @@ class Part:
             raise UserError(f"compare: {folder} {why}")
         return cls(folder, records, name.strip())
 
+    @property
+    def version(self) -> str:
+        """Version of the computation that its results depend on; 1 where none is recorded."""
+        return str(self.records.config.get("contents", {}).get("code", {}).get("version", "1"))
+
     def contents(self, task: str) -> dict[str, Any]:
         """Return the digests of the sets of a task by split, and by part where the version records parts."""
         config = self.records.config
@@ -228,6 +233,11 @@ def check(parts: Sequence[Part]) -> list[str]:
         first, *rest = [part for part in parts if task in part.records.tasks]
         for other in rest:
             _check_pair(task, first, other)
+            if first.version != other.version:
+                lines.append(
+                    f"{task}: {first.workdir} has results of version {first.version} of the computation, and "
+                    f"{other.workdir} of version {other.version}: their numbers may differ for that alone."
+                )
             shared = set(first.records.seeds) & set(other.records.seeds)
             if not shared:
                 lines.append(
