@@ -202,6 +202,25 @@ def test_a_score_above_chance_over_seeds_may_not_be_above_it_on_other_patients(m
     )
 
 
+def test_chance_is_that_of_the_classes_which_a_split_has():
+    values = {"full": [0.5, 0.5, 0.51], "none": [0.49, 0.5, 0.5]}
+    inside = of_values({name: [0.9, 0.8, 0.85] for name in values}, metric="balanced_accuracy")
+    outside = of_values(values, metric="balanced_accuracy", split="external")
+    results = [
+        {**row, "classes": ["a", "b", "c"][: 3 - (row["split"] == "external")]}
+        for row in (*inside.results, *outside.results)
+    ]
+    records = Records(inside.config, results, [])
+    assert said(records)[0].startswith("No strategy is recommended: none is shown to score above chance")
+    assert "Not shown to be above chance (0.5): full and none." in narrative.summary(records, "t")
+    assert [cell.text for cell in main_table.table(records, "t").rows[-1]][:3] == ["chance", "0.333", "0.500"]
+    assert [cell.text for cell in tables.everything(records, "t").rows[-1]][1:] == [
+        "chance",
+        "0.333",
+        "0.500",
+    ]
+
+
 def test_a_baseline_that_varies_is_compared_seed_by_seed():
     records = of_values({"full": [0.70, 0.71, 0.69, 0.70, 0.705]})
     for seed, value in enumerate([0.60, 0.78, 0.55, 0.79, 0.62]):

@@ -39,12 +39,16 @@ class BaselineLevel:
         return f"the one-feature baseline {self.name} ({self.value:.3f}{how})"
 
 
-def chance_level(records: Records, task: str, metric: str | None = None) -> float | None:
-    """Return the score of predictions that do not depend on the image; None where it is not known.
+def chance_level(records: Records, task: str, split: str, metric: str | None = None) -> float | None:
+    """Return the best score of predictions that do not depend on the image; None where it is not known.
+
+    It is that of the split: where a set lacks some of the classes, always the same one of the others has a balanced
+    accuracy of 1 over the number of those that are there.
 
     Args:
         records: Records of the study.
         task: Name of the task.
+        split: The split.
         metric: Name of the metric; None for the primary one.
     """
     metric = metric or records.metric(task)
@@ -53,7 +57,8 @@ def chance_level(records: Records, task: str, metric: str | None = None) -> floa
     counts = (
         len(row["classes"])
         for row in records.results
-        if (row["task"], row["metric"]) == (task, metric) and isinstance(row.get("classes"), list)
+        if (row["task"], row["split"], row["metric"]) == (task, split, metric)
+        and isinstance(row.get("classes"), list)
     )
     most = max(counts, default=0)
     return 1 / most if most else None
@@ -61,7 +66,7 @@ def chance_level(records: Records, task: str, metric: str | None = None) -> floa
 
 def baseline_levels(records: Records, task: str, split: str) -> list[BaselineLevel]:
     """Return the one-feature baselines of a task on a split, each in its better direction."""
-    metric, chance = records.metric(task), chance_level(records, task)
+    metric, chance = records.metric(task), chance_level(records, task, split)
     found = []
     for name in records.baselines(task):
         values = records.values(BASELINE, task, split, name, metric)

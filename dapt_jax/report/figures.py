@@ -183,7 +183,7 @@ def cost_score(records: Records, task: str) -> Figure | None:
             lookup(metric).high == 1 and axes.get_ylim()[1] > 1
         ):  # an interval can exceed the bound of the metric
             axes.set_ylim(top=1.003)
-        _mark_chance([axes], chance_level(records, task))
+        _mark_chance([axes], chance_level(records, task, split))
         _label(figure, axes, labels)
     return figure
 
@@ -213,7 +213,8 @@ def seeds(records: Records, task: str) -> Figure | None:
         axes.set_title(name, color=colour)
         axes.grid(axis="x", visible=False)
     panels[0].set_ylabel(records.display_name(task, metric))
-    _mark_chance(panels, chance_level(records, task))
+    levels = {chance_level(records, task, split) for split in (own, "external")}
+    _mark_chance(panels, levels.pop() if len(levels) == 1 else None)
     return figure
 
 

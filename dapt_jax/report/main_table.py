@@ -105,10 +105,11 @@ def table(records: Records, task: str) -> Table:
         _significance(records, task, split, against, name) for split in records.splits(task) for name in TESTS
     ]
     found = Table.of("Scores and cost", columns, rows)
-    chance, splits = chance_level(records, task), len(records.splits(task))
-    if chance is not None:
-        rest = [Cell(NONE)] * (len(columns) - splits - 1)
-        found.rows.append([Cell("chance"), *[Cell(f"{chance:.3f}")] * splits, *rest])
+    levels = [chance_level(records, task, split) for split in records.splits(task)]
+    if any(level is not None for level in levels):
+        of_splits = [Cell(NONE if level is None else f"{level:.3f}") for level in levels]
+        rest = [Cell(NONE)] * (len(columns) - len(levels) - 1)
+        found.rows.append([Cell("chance"), *of_splits, *rest])
     return dataclasses.replace(found, note=note_of_marks(_note(records, task), found.rows))
 
 

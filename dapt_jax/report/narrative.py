@@ -176,7 +176,7 @@ def _baseline(records: Records, task: str, split: str) -> list[str]:
         for name in records.strategies
         if (mean := mean_interval(records.values(name, task, split, protocol, metric))) is not None
     }
-    chance = chance_level(records, task)
+    chance = chance_level(records, task, split)
     at_chance = [name for name, mean in means.items() if chance is not None and is_at(mean, chance, sign)]
     sentences = []
     if at_chance:

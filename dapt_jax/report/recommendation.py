@@ -62,7 +62,7 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
     if found.unlike:
         return Recommendation(f"No strategy is recommended: {found.unlike}.", [])
     split, title, sign, means, best = found.split, found.title, found.sign, found.means, found.best
-    chance, levels = chance_level(records, task), baseline_levels(records, task, split)
+    chance, levels = chance_level(records, task, split), baseline_levels(records, task, split)
 
     above = list(means)
     if chance is not None:

@@ -104,7 +104,7 @@ def _by_protocol(
         ]
         if any(means):
             rows.append([Cell(protocol), Cell(BASELINE), *map(compact, means)])
-    chance = [chance_level(records, task, metric) for metric, _ in pairs]
+    chance = [chance_level(records, task, split, metric) for metric, split in pairs]
     if any(level is not None for level in chance):
         rows.append(
             [Cell(""), Cell("chance"), *[Cell(NONE if each is None else f"{each:.3f}") for each in chance]]
