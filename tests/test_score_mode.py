@@ -1,13 +1,17 @@
 """`mode=score`: any checkpoint, every variant, one forward pass per view; intervals, ranks and correlation."""
 
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from dapt_jax.errors import UserError
+from dapt_jax.models import registry
 from dapt_jax.records.scores import Downstream, Scores, read
 from dapt_jax.report import scores as score_report
-from dapt_jax.study import score
+from dapt_jax.study import checkpoints, score
+from dapt_jax.study.checkpoints import Checkpoint
 from dapt_jax.transferability.robustness import robustness
 from dapt_jax.transferability.variants import Features, Measure, ScoringGrid, random_halves
 from tests.command import ROOT, run
@@ -166,3 +170,26 @@ def test_downstream_scores_of_other_checkpoints_are_refused(scored, tmp_path, ca
     assert (
         "none of its checkpoints is scored; it has elsewhere, and scored are own@1" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"checkpoint,value\na,nan\n", "row 2: value is 'nan'; expected a number"),
+        (b"checkpoint,value\na,0.5\nb\n", "row 3: 1 cells, expected 2 as in the header"),
+        (b"checkpoint,value\na,0.5\nb,0.6\na,0.7\n", "row 4: a is there twice for t; expected one value"),
+        (b"checkpoint,value\n\xe9,0.5\n", "not UTF-8 text (byte 17); save it as CSV UTF-8"),
+        (b"checkpoint,auc\na,0.5\n", "no column 'value'"),
+        (b"", "no rows; expected a header such as checkpoint,value"),
+    ],
+)
+def test_a_table_of_downstream_scores_that_does_not_say_one_number_each_is_refused(tmp_path, content, line):
+    path = tmp_path / "known.csv"
+    path.write_bytes(content)
+    chosen = [Checkpoint(name, name, registry.build("resnet18")) for name in "ab"]
+    with pytest.raises(UserError, match=re.escape(line)):
+        checkpoints._of_csv(path, chosen, ["t"])
+    path.write_bytes("\ufeffcheckpoint;value\na;0.5\n".encode())  # as spreadsheets write it
+    assert [(each.checkpoint, each.value) for each in checkpoints._of_csv(path, chosen, ["t"])] == [
+        ("a", 0.5)
+    ]

@@ -87,7 +87,9 @@ def class_name(path: Path, place: str, cell: str, names: Sequence[str]) -> str:
     return names[int(cell)]
 
 
-def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[str, list[str]]]:
+def read_columns(
+    path: Path, what: str = "manifest", example: str = "image,label,patient and one row per image"
+) -> tuple[list[str], dict[str, list[str]]]:
     """Read a CSV file by column.
 
     Cells are separated by commas, semicolons or tabs, whichever is most frequent in the header outside
@@ -98,6 +100,7 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
         path: The file, UTF-8, or UTF-16 with its byte-order mark; a byte-order mark, any line ends and blank
             lines are allowed.
         what: Name of the file's kind in errors.
+        example: A header and what its rows are of, in errors.
 
     Returns:
         The location of each row in the file ("row 2" is the first below the header, as in a spreadsheet), and
@@ -137,9 +140,7 @@ def read_columns(path: Path, what: str = "manifest") -> tuple[list[str], dict[st
     except csv.Error as error:
         raise UserError(f"{path}: row {reader.line_num}: {error}; is a quotation mark left open?") from error
     if not rows:
-        raise UserError(
-            f"{path}: no rows; expected a header such as image,label,patient and one row per image"
-        )
+        raise UserError(f"{path}: no rows; expected a header such as {example}")
     columns = [(name, [row[index] for row in rows]) for index, name in enumerate(header)]
     columns = [(name, cells) for index, (name, cells) in enumerate(columns) if name or (index and any(cells))]
     names = [name for name, _ in columns]

@@ -1,12 +1,13 @@
 """Checkpoints that `mode=score` scores, and what is known of their downstream scores."""
 
-import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dapt_jax.data import lists
 from dapt_jax.errors import UserError, nearest, redact
 from dapt_jax.metrics import lower_is_better
 from dapt_jax.models import registry
@@ -183,7 +184,7 @@ def downstream(
     path = Path(place).expanduser()
     if not path.exists():
         raise UserError(f"scoring.downstream: no file or folder {place}; expected a workdir, .jsonl or .csv")
-    if path.suffix == ".csv":
+    if path.suffix == ".csv" and path.is_file():
         return _of_csv(path, chosen, tasks)
     folder = path if path.is_dir() else path.parent
     found = _of_records(Records.read(folder), "", chosen, tasks)
@@ -223,30 +224,39 @@ def _of_records(
 
 
 def _of_csv(path: Path, chosen: Sequence[Checkpoint], tasks: Sequence[str]) -> list[Downstream]:
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        rows: list[Mapping[str, str]] = list(reader)
+    places, columns = lists.read_columns(path, "table", "checkpoint,value and one row for each checkpoint")
     for column in ("checkpoint", "value"):
         if column not in columns:
-            raise UserError(
-                f"{path}: no column {column!r}; {nearest(column, columns) if columns else 'empty'}"
-            )
+            raise UserError(f"{path}: no column {column!r}; {nearest(column, columns)}")
     if "task" not in columns and len(tasks) > 1:
         raise UserError(f"{path}: no column 'task', and there are several: {', '.join(tasks)}")
     labels = [each.label for each in chosen]
-    found = []
-    for number, row in enumerate(rows, start=2):
-        try:
-            value = float(row["value"])
-        except (TypeError, ValueError):
-            raise UserError(f"{path}:{number}: value is {row['value']!r}; expected a number") from None
-        task = row.get("task") or tasks[0]
-        if row["checkpoint"] in labels and task in tasks:
-            found.append(Downstream(row["checkpoint"], task, "given", "value", value, False))
+    of_tasks = columns.get("task", [""] * len(places))
+    found: dict[tuple[str, str], Downstream] = {}
+    for place, label, cell, named in zip(
+        places, columns["checkpoint"], columns["value"], of_tasks, strict=True
+    ):
+        value = _number(cell)
+        if not math.isfinite(value):
+            raise UserError(f"{path}: {place}: value is {cell!r}; expected a number")
+        task = named or tasks[0]
+        if (label, task) in found:
+            raise UserError(
+                f"{path}: {place}: {label} is there twice for {task}; expected one value, such as the mean over seeds"
+            )
+        if label in labels and task in tasks:
+            found[label, task] = Downstream(label, task, "given", "value", value, False)
     if not found:
         raise UserError(
-            f"{path}: none of its checkpoints is scored; it has {', '.join(sorted({r['checkpoint'] for r in rows}))[:200]}"
+            f"{path}: none of its checkpoints is scored; it has {', '.join(sorted({*columns['checkpoint']}))[:200]}"
             f", and scored are {', '.join(labels)[:200]}"
         )
-    return found
+    return list(found.values())
+
+
+def _number(cell: str) -> float:
+    """Return the number that a cell holds; NaN for anything else."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
