@@ -129,6 +129,10 @@ def test_a_score_that_predicts_has_positive_correlations_whichever_way_it_and_th
     ledger = [Row("full", 0, "score", "scores", curve=points)]
     found = selection.agreement(Records({"report": {"metric": metric_name}}, results, ledger), "cells")
     assert [cell.text for cell in found.rows[0]] == ["made up", "+1.00", "+1.00", "+1.00", "+0.000"]
+    # The worst checkpoint is the score's best.
+    points[0]["scores"]["made_up"] = 2 if higher_is_better else -2
+    found = selection.agreement(Records({"report": {"metric": metric_name}}, results, ledger), "cells")
+    assert found.rows[0][-1].text == ("-0.800" if metric_name == "auc" else "+0.800")
 
 
 def test_a_score_of_an_earlier_ledger_without_directions_has_no_agreement_and_the_note_says_so():

@@ -161,7 +161,7 @@ class Agreement:
         kendall: Kendall's tau, with the same sign.
         weighted: Weighted tau, with the same sign.
         selected: Downstream score of the checkpoint with the best transferability score, minus the best
-            downstream score.
+            downstream score: 0 where the score finds the best, otherwise on the worse side.
     """
 
     pearson: float
@@ -221,13 +221,13 @@ def _agreement(records: Records, found: list[Curve], task: str, split: str, name
         if len(shared) < 3 or higher_is_better is None:
             continue
         score = np.asarray([of_score[epochs] for epochs in shared]) * (1 if higher_is_better else -1)
-        result = np.asarray([of_task[epochs] for epochs in shared])
-        if lower_is_better(records.metric(task)):
-            result = -result
+        measured = np.asarray([of_task[epochs] for epochs in shared])
+        result = -measured if lower_is_better(records.metric(task)) else measured
         if all(np.ptp(each) > 1e-9 * np.abs(each).max() for each in (score, result)):
             pearson, kendall, weighted = (
                 measure(score, result)[0]
                 for measure in (scipy.stats.pearsonr, scipy.stats.kendalltau, scipy.stats.weightedtau)
             )
-            values.append((pearson, kendall, weighted, result[score.argmax()] - result.max()))
+            selected = measured[score.argmax()] - measured[result.argmax()]
+            values.append((pearson, kendall, weighted, selected))
     return Agreement(*np.mean(values, 0).tolist()) if values else None
