@@ -5,6 +5,7 @@ import math
 import pytest
 from scipy import stats
 
+from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import claims, compare, main_table, narrative, recommendation, tables
@@ -200,6 +201,14 @@ def test_a_score_above_chance_over_seeds_may_not_be_above_it_on_other_patients(m
     assert recommend(records, "t", tmp_path).headline.startswith(
         "No strategy is shown to be better than every other"
     )
+
+
+def test_what_is_cheapest_is_said_where_all_costs_are_known():
+    records = study({"full": 0.80, "none": 0.799})
+    rows = [Row(name, seed, "dapt", "all", model_flops=9) for name in ("full", "none") for seed in range(5)]
+    every, some = (Records(records.config, records.results, each) for each in (rows, rows[:5]))
+    assert "Use full, the cheapest of 2" in said(every)[0]
+    assert said(some)[0] == "No strategy is shown to be better than every other on the development set."
 
 
 def test_chance_is_that_of_the_classes_which_a_split_has():

@@ -109,7 +109,7 @@ def recommend(records: Records, task: str, workdir: Path | None = None) -> Recom
         lines.append(("Adaptations", one))
     headline = f"{chosen} is the only strategy with a score: there is nothing to compare"
     if rival is not None:
-        headline = _headline(found, chosen, len(equal), len(above), error, chosen in cost)
+        headline = _headline(found, chosen, len(equal), len(above), error, {*equal} <= {*cost})
     return Recommendation(headline + ".", [(heading, text + ".") for heading, text in lines])
 
 
@@ -124,7 +124,7 @@ def _headline(
         equal: Number of strategies that are not shown to be worse than another, of those above chance.
         above: Number of strategies above chance.
         error: Difference from the runner-up over patients, where it is known.
-        is_cheapest: Whether costs are known, so that it is the cheapest of these.
+        is_cheapest: Whether the costs of all these are known, so that it is the cheapest of them.
     """
     on = f"on the {found.split} set"
     if all(found.is_shown_worse(name) for name in found.means if name != chosen):
