@@ -9,7 +9,7 @@ from scipy import stats
 from dapt_jax.errors import UserError
 from dapt_jax.formatting import NONE
 from dapt_jax.records.study_records import Records
-from dapt_jax.report import build, claims, main_table, marks, narrative, tables
+from dapt_jax.report import build, claims, main_table, marks, narrative, page, tables
 from dapt_jax.report.columns import Cell
 from dapt_jax.runtime import atomic_files
 from dapt_jax.settings import default, resolve
@@ -249,3 +249,11 @@ def test_both_pages_show_the_marks(tmp_path):
     ):
         assert word in page
         assert word in text
+
+
+def test_checkpoints_that_a_seed_did_not_reach_are_no_unfinished_arms():
+    found = records(levels={"full": 0.9, "same": 0.8})
+    reached = [{**row, "strategy": "full@3"} for row in found.results if row["seed"] < 2]
+    both = Records(found.config, [*found.results[:-1], *reached], [])
+    assert both.missing() == ["same 4"]
+    assert page._warnings(both)[0].startswith("Unfinished: 1 of 10 arms have no result yet")

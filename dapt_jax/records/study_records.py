@@ -358,6 +358,12 @@ class Records:
         """Return mean and interval over seeds of one quantity of the standalone cost."""
         return mean_interval([read(cost) for cost in self.costs(strategy, task).values()])
 
+    @property
+    def arms(self) -> list[tuple[str, Any]]:
+        """Strategy and seed of every arm, without those that are checkpoints of one, of which seeds have others."""
+        names = [name for name in self.strategies if CHECKPOINT_MARK not in name]
+        return [(name, seed) for name in names for seed in self.seeds]
+
     def missing(self) -> list[str]:
         """Return the planned arms without results, as `strategy seed`.
 
@@ -368,9 +374,7 @@ class Records:
             adapted = {(row.strategy, row.seed) for row in self.rows if row.stage == "dapt"}
             decided = {seed for strategy, seed in have & adapted}
             have |= {(strategy, seed) for strategy, seed in adapted if seed in decided}
-        return [
-            f"{name} {seed}" for name in self.strategies for seed in self.seeds if (name, seed) not in have
-        ]
+        return [f"{name} {seed}" for name, seed in self.arms if (name, seed) not in have]
 
     def _report(self) -> Mapping[str, Any]:
         return self.config.get("report", {})

@@ -282,9 +282,8 @@ def _warnings(records: Records) -> list[str]:
         lines.append("No results yet: results.jsonl is missing or empty.")
     elif missing := records.missing():
         listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-        arms = len(records.strategies) * len(records.seeds)
         lines.append(
-            f"Unfinished: {len(missing)} of {arms} arms have no result yet (strategy seed): {listed}."
+            f"Unfinished: {len(missing)} of {len(records.arms)} arms have no result yet (strategy seed): {listed}."
         )
     for task, of_task in records.leaks.items():
         for split, what in of_task.items():
