@@ -1,6 +1,7 @@
 """`mode=compare`: one report over several workdirs, or a line that says why they cannot be compared."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import compare
 from dapt_jax.statistics import paired_t
+from dapt_jax.study import pace
 from tests.command import run
 
 RNG = np.random.default_rng(0)
@@ -250,3 +252,38 @@ def test_what_a_task_has_for_itself_is_a_setting_that_differs_and_where_its_imag
         ["tasks.cells.auc_classes", "–", "x"],
     ]
     assert not compare._differing(parts[2:] + parts[2:]).rows
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("contents", [], "contents is []; expected a JSON object"),
+        ("contents", {"code": "2"}, "contents: code is '2'; expected a JSON object"),
+        ("images", 3, "images is 3; expected a JSON object"),
+        ("transfer", None, "transfer is None; expected a JSON object"),
+        ("tasks", {"cells": 1}, "tasks: cells is 1; expected a JSON object"),
+    ],
+)
+def test_damaged_settings_of_a_workdir_are_one_line(tmp_path, key, value, line):
+    folder = Path(workdir(tmp_path / "a"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=re.escape(f"config.json: {line}")):
+        compare.Part.read(str(folder))
+
+
+def test_a_model_that_is_named_without_settings_is_an_encoder_too(tmp_path):
+    folder = Path(workdir(tmp_path / "a"))
+    for model in ("m", {"name": "m"}):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model": model}))
+        ledger = {
+            "strategy": "none",
+            "seed": 0,
+            "stage": "transfer",
+            "phase": "cells/linear",
+            "model_flops": 9,
+        }
+        (folder / "ledger.jsonl").write_text(json.dumps({**ledger, "wall_s": 1.0}) + "\n")
+        assert "time at the pace of" in pace.line(str(folder), "m", 1e12)
+        assert pace.line(str(folder), "n", 1e12) == ""

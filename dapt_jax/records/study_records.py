@@ -51,6 +51,10 @@ _CONFIG = {
     "compute_budget": typed.NUMBER,
     "report": typed.OBJECT,
     "energy": typed.OBJECT,
+    "transfer": typed.OBJECT,
+    "images": typed.OBJECT,
+    "contents": typed.OBJECT,
+    "custom_strategies": typed.OBJECT,
 }
 _SECTIONS = {
     "model": {"name": typed.TEXT},
@@ -157,6 +161,9 @@ class Records:
         for section, kinds in _SECTIONS.items():
             if isinstance(values := config.get(section), Mapping):
                 typed.check(f"{path}: {section}", values, kinds)
+        for section in ("tasks", "contents"):
+            values = config.get(section, {})
+            typed.check(f"{path}: {section}", values, dict.fromkeys(values, typed.OBJECT))
         results = atomic_files.read(Path(workdir) / "results.jsonl")
         for number, row in enumerate(results, start=1):
             where = f"{workdir}/results.jsonl:{number}"
@@ -172,6 +179,12 @@ class Records:
             _leaks(Path(workdir) / LEAKS),
             _few_samples(Path(workdir) / FEW_SAMPLES),
         )
+
+    @property
+    def model(self) -> str:
+        """Name of the encoder; empty where the configuration names none."""
+        model = self.config.get("model")
+        return str((model.get("name") or model.get("kind") if isinstance(model, Mapping) else model) or "")
 
     @property
     def planned(self) -> list[str]:

@@ -239,11 +239,8 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
 
 def _facts(records: Records) -> list[tuple[str, str]]:
     """Return the description of model, data and settings."""
-    model = records.config.get("model")
-    if isinstance(model, Mapping):
-        model = model.get("name") or model.get("kind")
     of_arms = [row for row in records.results if row["strategy"] != BASELINE]
-    models = [str(model)] if model else [str(row["model"]) for row in of_arms if row.get("model")]
+    models = [records.model] if records.model else [str(row["model"]) for row in of_arms if row.get("model")]
     inits = [str(row["init"]) for row in of_arms if row.get("init")]
     devices = [f"{row.devices} × {row.device}" for row in records.rows if row.device]
     sources = [row.energy_source for row in records.rows if row.energy_source]

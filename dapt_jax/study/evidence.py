@@ -87,7 +87,7 @@ def findings(records: Records, study: str) -> list[Finding]:
     resemblances = {name: _resembled(records, name, specs.get(name)) for name in names}
     shared = {
         "objective": records.config.get("adapt", {}).get("objective", "supervised"),
-        "encoder": str(records.config.get("model", {}).get("name", "")),
+        "encoder": records.model,
         "init": str(records.config.get("weights", "imagenet")),
     }
     for task in records.tasks:
@@ -158,7 +158,7 @@ def _resembled(records: Records, name: str, spec: StrategySpec | None) -> tuple[
     if (name if spec is None else spec.like) == "simplified":
         cut = str(records.config.get("adapt", {}).get("cut_after", ""))
     try:
-        encoder = registry.build(str(records.config.get("model", {}).get("name", "")))
+        encoder = registry.build(records.model)
         found = resembled(name, spec, encoder.truncate(cut) if cut else encoder, bool(cut))
     except (UserError, ValueError):
         return "", ""

@@ -23,7 +23,7 @@ def line(named: str, encoder: str, work: float) -> str:
         return ""
     records = Records.read(Path(named).expanduser())
     flops, seconds = sum(row.model_flops for row in records.rows), sum(row.wall_s for row in records.rows)
-    if records.config.get("model", {}).get("name") != encoder or not flops or not seconds:
+    if records.model != encoder or not flops or not seconds:
         return ""
     devices = ", ".join(dict.fromkeys(row.device for row in records.rows if row.device)) or "its device"
     return (
