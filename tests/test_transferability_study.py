@@ -10,11 +10,12 @@ import pytest
 from dapt_jax.data.sources import load
 from dapt_jax.data.textures import PATTERNS, load_textures
 from dapt_jax.errors import UserError
+from dapt_jax.formatting import number
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.settings import resolve
-from dapt_jax.study import balance, collapse, halving
+from dapt_jax.study import balance, collapse, halving, plan, plan_tables
 from dapt_jax.study.prepare import prepare
 from dapt_jax.training.context import RunContext
 from tests.command import ROOT, rows, run
@@ -174,6 +175,21 @@ def test_a_budget_too_small_for_a_first_score_is_refused_with_the_one_that_is_en
     least = float(re.search(r"expected ([\d.]+) or more", line)[1])
     assert run(*flags, f"--config.compute_budget={least}") == 0
     assert run(*flags, f"--config.compute_budget={least - 0.003}") == 2
+
+
+def test_a_plan_within_a_budget_is_of_the_most_that_the_study_can_take(capsys):
+    config = tiny_study.get_config()
+    config.strategies, config.seeds = ("none", "switching", "full"), (0, 1)
+    config.checkpoint_selection.score, config.compute_budget = "knn", 0.9
+    config.checkpoint_scoring.update({"images": 16, "budget": 0.9, "level": 1})
+    config.adapt.update({"head_epochs": 2, "epochs": 12})
+    study = prepare(resolve(config))
+    of_tasks = plan.arm_flops(study, study.arms[0])  # the same of every arm, which have one encoder
+    budgets = [int(0.9 * study.full_flops(seed)) for seed in (0, 1)]
+    assert plan.work_of(study, study.arms) == 4 * of_tasks + sum(budgets)
+    plan_tables.show(study)
+    shown = capsys.readouterr().out
+    assert f"adaptation: {number(sum(budgets) / 1e12)} TFLOP in all at most: with each of 2 seeds" in shown
 
 
 def test_the_better_half_goes_on_and_what_has_no_score_goes_first():

@@ -1,7 +1,7 @@
 """Planned cost of a study, equal to the numbers in its later ledger, and the memory that it takes."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 
@@ -269,6 +269,22 @@ def arm_flops(study: Study, arm: Arm) -> int:
     """Return the planned model FLOPs of an arm, adaptation and target tasks: the unit of progress."""
     of_tasks = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
     return adaptation_flops(study, arm) + of_tasks
+
+
+def work_of(study: Study, arms: Sequence[Arm]) -> int:
+    """Return the planned model FLOPs of several arms; the most that they can take under a `compute_budget`.
+
+    Strategies that compete for a budget spend it together, with each seed, and one of them goes on to the target tasks.
+    """
+    budget = study.settings.compute_budget
+    if not budget:
+        return sum(arm_flops(study, arm) for arm in arms)
+    total = sum(arm_flops(study, arm) for arm in arms if not arm.strategy.phases)
+    for seed in dict.fromkeys(arm.seed for arm in arms if arm.strategy.phases):
+        competing = [arm for arm in arms if arm.seed == seed and arm.strategy.phases]
+        total += int(budget * study.full_flops(seed))
+        total += max(arm_flops(study, arm) - adaptation_flops(study, arm) for arm in competing)
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,7 +116,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
         console.print(line, soft_wrap=True)
     for line in budgets.crop_lines(study):
         console.print(line, soft_wrap=True)
-    work = sum(plan.arm_flops(study, arm) for arm in left)
+    work = plan.work_of(study, left)
     encoder = study.strategies[0].encoder.base
     console.print(speed.line(work, encoder, settings.model.dtype, time.time()), soft_wrap=True)
     if line := pace.line(settings.plan.records, settings.model.name, work):
@@ -165,7 +165,7 @@ def _about_left(study: Study, left: Sequence[Arm], workdir: Path | None) -> str:
     line = f"{workdir}: {len(study.arms) - len(left)} of {len(study.arms)} arms are done; "
     if not left:
         return f"{line}nothing is left"
-    flops = sum(plan.arm_flops(study, arm) for arm in left)
+    flops = plan.work_of(study, left)
     return f"{line}left are {', '.join(arm.title for arm in left)}: {number(flops / 1e12)} TFLOP"
 
 
@@ -175,6 +175,13 @@ def _about_seeds(study: Study, totals: dict[str, int]) -> str:
     adapting, seeds = sum(flops > 0 for flops in totals.values()), len(settings.seeds)
     if not adapting:
         return ""
+    if settings.compute_budget:
+        most = sum(int(settings.compute_budget * study.full_flops(seed)) for seed in settings.seeds)
+        return (
+            f"adaptation: {number(most / 1e12)} TFLOP in all at most: with each of {seeds} seeds the strategies that adapt "
+            f"compete within {settings.compute_budget:g} of full DAPT (compute_budget), scores included, and one goes on "
+            "to the target tasks; the table has each at its own length"
+        )
     per_seed = sum(totals.values())
     runs = adapting * len(settings.adaptation_seeds)
     line = f"adaptation: {runs} in all, {number(per_seed * len(settings.adaptation_seeds) / 1e12)} TFLOP"
