@@ -327,6 +327,18 @@ def test_rows_that_train_are_drawn_once_and_all_others_keep_their_bits():
     assert len({RowSettings(3, seed).drawn("a/kernel", 16) for seed in range(5)}) > 1
 
 
+def test_changes_of_other_rows_are_not_gone_on_with(tmp_path):
+    def train(seed):
+        tuned = patterns.with_rows(SMALL_VIT, ROW_PHASES, RowSettings(number=3, seed=seed))
+        run = tiny.make_run(ROW_PHASES, encoder=tuned, data=tiny.dataset())
+        return loop.train(run, *run.model.init(0), RunContext(checkpoint_dir=tmp_path)).params
+
+    kept = flatten(train(seed=1))
+    assert all(np.array_equal(kept[path], leaf) for path, leaf in flatten(train(seed=1)).items())
+    with pytest.raises(UserError, match="another run: other are its weight rows; expected the run as it was"):
+        train(seed=2)
+
+
 def test_moments_exist_for_the_rows_alone_and_their_gradient_is_that_of_the_whole_kernel_there():
     tuned = patterns.with_rows(SMALL_VIT, ROW_PHASES, ROWS)
     run = tiny.make_run(ROW_PHASES, encoder=tuned, data=tiny.dataset())

@@ -34,6 +34,7 @@ def digests(run: TrainingRun) -> dict[str, str]:
         "augmentation": (run.augment, run.mix, run.view_seed),
         "batch size": (run.batch_size, run.grad_accum_steps),
         "seed": run.seed,
+        "weight rows": tuple(spec.rows for spec in run.model.encoder.specs),
     }
     found = {name: _of_bytes(text(part).encode()) for name, part in parts.items()}
     found["rows"] = _of_bytes(
