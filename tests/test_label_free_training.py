@@ -35,16 +35,19 @@ from dapt_jax.objectives import (
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.runtime.sharding import make_mesh
 from dapt_jax.study import plan
+from dapt_jax.study.collapse import CollapseAlarm
 from dapt_jax.training import accounting, image_batches, label_free, loop, patterns, targets
 from dapt_jax.training.cache import disk
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
+from dapt_jax.training.context import NonFinitePolicy
 from dapt_jax.training.optim import Optimizer
 from dapt_jax.training.phases import Phase
 from dapt_jax.training.run import RunTag, TrainData, TrainingRun
 from dapt_jax.weights.paths import flatten
 from tests import tiny
 from tests.test_training_loop import KilledError, KillingLedger, context, counts, curve, leaves
+from tests.test_training_recovery import explode
 
 DATA = tiny.dataset(24)
 VIEWS = Augment("dihedral", 0.1, 0.2, 0.2)
@@ -437,6 +440,18 @@ def test_every_pair_of_views_is_compared_and_partners_are_other_images_of_the_pa
 def test_runs_that_could_only_fail_are_refused_in_one_line(change, said):
     with pytest.raises(UserError, match=said):
         change()
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "two_views"])
+def test_what_diverges_in_the_last_step_of_an_epoch_is_no_collapse_but_goes_back(name, tmp_path, monkeypatch):
+    run = run_of(name, phases=(Phase("full", 2, ("*",), 1e-3),))
+    alarm = CollapseAlarm("test", [2.0], "halt", print)
+    assert run.steps_per_epoch == 3
+    explode(monkeypatch, 2, times=1)
+    policy = NonFinitePolicy("rollback", folder=tmp_path / "nan")
+    _, (row,) = train(run, tmp_path, callbacks=(alarm,), non_finite=policy)
+    assert row.curve[0]["rolled_back_from"] > 2
+    assert all(np.isfinite([point["loss"], point["rankme"]]).all() for point in row.curve)
 
 
 def test_targets_that_fit_nowhere_are_computed_with_every_batch_and_give_the_same_weights():

@@ -26,14 +26,14 @@ def train(run, folder, policy=None, **others):
     return leaves(trained), trained.costs
 
 
-def explode(monkeypatch, step, times=math.inf):
-    """Gives one step of a run an infinite learning rate, every time that it is run or only the first few times."""
+def explode(monkeypatch, step, times=math.inf, rate=math.inf):
+    """Gives one step of a run a learning rate without bound, every time that it is run or only the first few times."""
     lr, done = PhaseProgram.lr, []
 
     def infinite(self, at):
         if at == step and len(done) < times:
             done.append(at)
-            return math.inf
+            return rate
         return lr(self, at)
 
     monkeypatch.setattr(PhaseProgram, "lr", infinite)
@@ -67,6 +67,29 @@ def test_the_batch_that_did_it_is_found_and_saved(tmp_path, monkeypatch, phase, 
         run.seed,
         phase.name,
     )
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "rate", "said"),
+    [
+        (tiny.FULL, 3, math.inf, 4),
+        (tiny.FULL, 7, math.inf, 8),
+        (tiny.FULL, 3, 1e30, 5),
+        (tiny.HEAD, 3, math.inf, 4),
+        (tiny.HEAD, 7, math.inf, 8),
+    ],
+)
+def test_what_diverges_in_the_last_step_of_an_epoch_is_found_although_it_is_evaluated_first(
+    tmp_path, monkeypatch, phase, step, rate, said
+):
+    """A network of finite parameters that overflows is found by the loss of the next step."""
+    explode(monkeypatch, step, rate=rate)
+    run = tiny.make_run([phase], encoder=ENCODER, data=DATA, cache="auto", optimizer=SGD)
+    assert run.timeline.steps_per_epoch == 4
+    with pytest.raises(
+        UserError, match=rf"training loss is .* step {said} of the run; its batch is in .*\.npz"
+    ):
+        train(run, tmp_path)
 
 
 def test_the_checksum_is_that_of_the_parameters_before_the_step(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ class CollapseAlarm(Callback):
         """
         start = self.starts[phase]
         rank = metrics.get("rankme", start)
-        if rank >= SHARE * start or self._is_reported:
+        if not rank < SHARE * start or self._is_reported:  # NaN is divergence, which the next step finds
             return False
         line = (
             f"{self._title}: collapse: RankMe of its features fell from {start:.4g} to {rank:.4g} in epoch "

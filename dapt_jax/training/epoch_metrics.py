@@ -4,6 +4,7 @@ Their inputs are already reduced over all devices: the sums of an epoch inside t
 that of all devices, and the logits of the validation rows by `ShardedForward`.
 """
 
+import math
 from typing import Any
 
 import flax.struct
@@ -63,7 +64,7 @@ def validation_metrics(dataset: Dataset) -> type[clu_metrics.Collection]:
     Returns:
         `val_loss`, from an output `loss` [b], and `val_auc` or of masks `val_dice`, from outputs `truth`
         (class numbers [b], 0/1/NaN [b, classes] or masks [b, h, w]) and `predicted` (probabilities [b,
-        classes] or masks [b, h, w]).
+        classes] or masks [b, h, w]). `val_auc` is NaN where a probability is not finite.
     """
 
     @flax.struct.dataclass
@@ -74,6 +75,8 @@ def validation_metrics(dataset: Dataset) -> type[clu_metrics.Collection]:
                 scored = metrics.Segmentation(dataset.segments, dataset.overlapping, surfaces=False)
                 scored.add(truth, predicted)
                 return scored.scores()[0].value
+            if not np.isfinite(predicted).all():  # the next step finds that the run has diverged
+                return math.nan
             return metrics.classification(truth, predicted, dataset.classes)[0].value
 
     name = "val_dice" if dataset.segments else "val_auc"

@@ -1,7 +1,6 @@
 """Held-out loss of a label-free objective, and the spectrum of the features, after every epoch."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ from jax.sharding import Mesh
 
 from dapt_jax.data import file_crops
 from dapt_jax.data.augment import Augment
-from dapt_jax.errors import UserError
 from dapt_jax.models.classifier import Classifier, pool
 from dapt_jax.models.network import Network
 from dapt_jax.objectives import SelfDistillation
@@ -25,9 +23,7 @@ from dapt_jax.training.quantised import in_float32
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram, State, evaluation_params
 from dapt_jax.training.targets import view_of
-from dapt_jax.transferability.alpha_req import alpha_req
-from dapt_jax.transferability.lidar import lidar
-from dapt_jax.transferability.rankme import rankme
+from dapt_jax.transferability import registry
 
 MONITORED = 512
 """Largest number of images whose features are measured after every epoch."""
@@ -217,17 +213,14 @@ class LabelFreeEvaluator:
 def spectrum(features: np.ndarray, views: np.ndarray) -> dict[str, float]:
     """Return RankMe, alpha-ReQ and the mean standard deviation of features, and LiDAR of several views.
 
+    What is undefined is NaN: alpha-ReQ of a collapsed network, and all of features that are not finite.
+
     Args:
         features: Features, float [n, d].
         views: Features of views of images, float [v, m, d]; LiDAR needs two of each.
     """
-    try:
-        decay = alpha_req(features)
-    except UserError:  # features of a collapsed network have no spectrum
-        decay = math.nan
-    found = {
-        "rankme": rankme(features),
-        "alpha_req": decay,
-        "feature_sd": float(np.std(features, axis=0).mean()),
-    }
-    return found | ({"lidar": lidar(views)} if min(views.shape[:2]) > 1 else {})
+    names = ["rankme", "alpha_req", *(["lidar"] if min(views.shape[:2]) > 1 else [])]
+    found = registry.evaluate(names, registry.Sample(features, views=views))
+    with np.errstate(invalid="ignore"):
+        deviation = float(np.std(features, axis=0).mean())
+    return {name: outcome.value for name, outcome in found.items()} | {"feature_sd": deviation}
