@@ -359,6 +359,13 @@ def test_lidar_is_the_published_one_and_does_not_count_what_augmentation_fills()
             lidar(bad)
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e6, 1e10])
+def test_lidar_of_features_of_any_size_is_defined(size):
+    """Those of a run that diverges grow long before its loss is infinite."""
+    views = size * np.random.default_rng(0).normal(size=(2, 40, 100))
+    assert 1 <= lidar(views) < 40
+
+
 def test_the_report_draws_rank_and_spread_by_epoch_where_an_arm_is_label_free():
     def row(strategy, seed, phase, **metrics):
         curve = [{"epoch": n, "loss": 1.0, **{k: v + n for k, v in metrics.items()}} for n in range(2)]

@@ -12,7 +12,7 @@ from dapt_jax.transferability.registry import score
 from dapt_jax.transferability.robustness import pool
 
 RIDGE = 1e-4
-"""Variance that is added to that within images in every direction."""
+"""Variance that is added to that within images in every direction; more where rounding alone is more."""
 
 EPSILON = 1e-7
 
@@ -40,7 +40,9 @@ def lidar(views: Num[Any, "v n *rest"]) -> float:
         raise UserError(f"{found.shape[0]} views of {found.shape[1]} images; expected two or more of each")
     means = found.mean(0)
     inside = (found - means).reshape(-1, found.shape[2])
-    within = inside.T @ inside / len(inside) + RIDGE * np.eye(found.shape[2])
+    within = inside.T @ inside / len(inside)
+    rounding = np.finfo(float).eps * len(within) * float(np.trace(within))
+    within += max(RIDGE, rounding) * np.eye(len(within))
     between = (means - means.mean(0)) / np.sqrt(len(means))
     # Eigenvalues of W^-1/2 B W^-1/2 are those of L^-1 B L^-T, where W = L L^T, of which B has the square root.
     whitened = scipy.linalg.solve_triangular(np.linalg.cholesky(within), between.T, lower=True)
