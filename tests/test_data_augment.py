@@ -72,6 +72,20 @@ def test_settings_that_are_off_do_not_change_what_others_draw() -> None:
         np.testing.assert_allclose(with_more(images, 0, 0, ROWS), old(images, 0, 0, ROWS), atol=2e-2)
 
 
+def test_how_an_operation_is_done_makes_no_difference_where_it_is_not() -> None:
+    how = {"magnitude": 15.0, "border": "zero", "erase_with": "zero"}
+    nothing, images = Augment(**how), np.zeros((6, SIDE, SIDE, 3), np.uint8)
+    assert nothing.is_identity
+    assert nothing(images, 0, 0, ROWS).dtype == np.uint8
+    assert Augment(patch=16, centre=True, **how).is_fixed
+    for name, value in vars(
+        Augment("dihedral", *[0.1] * 3, 10.0, *[0.1] * 4, 16, *[0.1] * 4, randaugment=1)
+    ).items():
+        if value != getattr(Augment(), name):
+            does = Augment(**{**how, name: value})
+            assert not does.is_fixed, name
+
+
 @given(st.floats(0, 180), st.integers(0, 1000))
 @settings(deadline=None, max_examples=10)
 def test_rotation_keeps_distances_to_the_centre(degrees: float, seed: int) -> None:

@@ -418,6 +418,10 @@ def test_every_pair_of_views_is_compared_and_partners_are_other_images_of_the_pa
             "the two views of an image are equal, since adapt.aug",
         ),
         (
+            lambda: run_of("two_views", augment=Augment(magnitude=15.0, border="zero", erase_with="zero")),
+            "the two views of an image are equal, since adapt.aug",
+        ),
+        (
             lambda: run_of("two_views", phases=(Phase("full", 1, ("*",), 1e-3, views=1),)),
             "since it has one fixed view",
         ),

@@ -114,13 +114,15 @@ class Augment:
 
     @property
     def is_identity(self) -> bool:
-        """Whether images are returned unchanged."""
-        return self == Augment()
+        """Whether images are returned unchanged, whatever is said of operations that are not applied."""
+        colours = (self.brightness, self.contrast, self.gamma, self.saturation, self.hue)
+        return not (self._moves or self.crop or self.erase or any(colours))
 
     @property
     def is_fixed(self) -> bool:
         """Whether the transformation is deterministic."""
-        return self.is_identity or self == Augment(patch=self.patch, centre=True)
+        is_centre = self.centre and not self.crop
+        return self.is_identity or (is_centre and dataclasses.replace(self, patch=0).is_identity)
 
     def size(self, side: int) -> int:
         """Return the side of an augmented image, in pixels.
