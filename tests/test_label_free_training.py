@@ -458,6 +458,19 @@ def test_what_diverges_in_the_last_step_of_an_epoch_is_no_collapse_but_goes_back
     assert all(np.isfinite([point["loss"], point["rankme"]]).all() for point in row.curve)
 
 
+def test_pairs_are_cached_where_an_epoch_sees_a_view_twice_or_a_later_one_does():
+    def paired(epochs, cache="auto"):
+        phases = (Phase("partial", epochs, ENCODERS["cnn"][1], 1e-3, views=4),)
+        return run_of("two_views", cache=cache, phases=phases, val=0)
+
+    kept, plain = paired(4), paired(4, "off")
+    decision = kept.cache_decision(kept.programs[0])
+    assert decision.tier == "memory"
+    assert f"instead of 8 passes: saves {(plain.flops() - kept.flops()) / 1e12:.3g} TFLOP" in decision.reason
+    few = paired(2)
+    assert few.cache_decision(few.programs[0]).reason == "2 epochs see no view twice"
+
+
 def test_targets_that_fit_nowhere_are_computed_with_every_batch_and_give_the_same_weights():
     (kept, rows), (fresh, fresh_rows) = (
         train(run_of("distil", phases=THREE, cache=Caching("auto", memory, 0)))

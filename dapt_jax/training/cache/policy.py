@@ -101,8 +101,9 @@ def cached_spec(shapes: PyTree[jax.ShapeDtypeStruct], dtype: str = "") -> PyTree
 def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: Caching) -> CacheDecision:
     """Choose the cache tier from bytes and FLOPs.
 
-    In memory, caching pays off as soon as an epoch repeats a view. From disk, activations are read in every
-    epoch, so a byte must save more forward FLOPs than the device computes while reading it.
+    In memory, caching pays off as soon as a view is seen twice; of pairs, an epoch sees two. From disk,
+    activations are read in every epoch, so a byte must save more forward FLOPs than the device computes while
+    reading it.
 
     Args:
         program: The phase.
@@ -115,6 +116,7 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     """
     boundary, epochs, side = program.mask.boundary, program.phase.epochs, program.side(image_size)
     views = 1 if program.augment.is_fixed else program.phase.views
+    passes = epochs * (2 if program.is_paired else 1)
     per_row = tree_bytes(cached_spec(accounting.boundary_shape(program.model, boundary, side), caching.dtype))
     size = views * images * per_row
     if caching.mode == "off":
@@ -122,7 +124,7 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
     if boundary == 0:
         return CacheDecision("", views, 0, "nothing below the first trained layer is frozen")
     flops = accounting.forward(program.model, side, boundary).model
-    saved = f"saves {flops * images * (epochs - views) / 1e12:.3g} TFLOP"
+    saved = f"saves {flops * images * (passes - views) / 1e12:.3g} TFLOP"
     impossible = ""
     if not program.mix.is_identity:
         impossible = "images are mixed anew in each step"
@@ -130,18 +132,18 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
         impossible = "images are augmented anew each epoch; views=K would fix K of them"
     elif size > max(caching.memory_bytes, caching.disk_bytes):
         whole = accounting.image_cost(program, image_size)
-        share = whole.prefix.model * (epochs - views) / ((whole.prefix.model + whole.suffix.model) * epochs)
+        share = flops * (passes - views) / ((whole.prefix.model + whole.suffix.model) * epochs)
         exceeds = _exceeds("activations", views, size, caching, caching.memory_bytes)
         impossible = f"{exceeds}; {_ways(size, caching)} {saved}, {share:.0%} of the phase"
     if impossible:
         if caching.mode == "on":
             raise UserError(f"phase {program.phase.name!r}: cache.mode=on, but {impossible}")
         return CacheDecision("", views, 0, impossible)
-    if caching.mode == "auto" and views >= epochs and views > 1:
+    if caching.mode == "auto" and views >= passes and views > 1:
         return CacheDecision("", views, 0, f"{epochs} epochs see no view twice")
     if size <= caching.memory_bytes:
         return CacheDecision(
-            "memory", views, size, f"{_mib(size)} in memory instead of {epochs} passes: {saved}"
+            "memory", views, size, f"{_mib(size)} in memory instead of {passes} passes: {saved}"
         )
     flops_per_byte = flops / per_row
     least = caching.flops_per_byte or FLOPS_PER_BYTE.get(jax.default_backend(), FLOPS_PER_BYTE["gpu"])
@@ -153,13 +155,13 @@ def choose_cache(program: PhaseProgram, images: int, image_size: int, caching: C
             f"{_mib(size)} exceed memory, and a byte from disk saves {flops_per_byte:.3g} FLOP: less than "
             f"{least:g}",
         )
-    if caching.mode == "auto" and views >= epochs:
+    if caching.mode == "auto" and views >= passes:
         return CacheDecision("", views, 0, f"{_mib(size)} exceed memory, and one epoch reads nothing twice")
     return CacheDecision(
         "disk",
         views,
         size,
-        f"{_mib(size)} on disk instead of {epochs} passes: {saved}, {flops_per_byte:.3g} a byte",
+        f"{_mib(size)} on disk instead of {passes} passes: {saved}, {flops_per_byte:.3g} a byte",
     )
 
 
