@@ -14,7 +14,7 @@ from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import DEFAULT
+from dapt_jax.models.encoder import DEFAULT, Options
 from dapt_jax.models.encoders import vit
 from dapt_jax.models.lora import LoraSettings
 from dapt_jax.models.row_changes import RowSettings
@@ -318,7 +318,7 @@ def test_published_token_reconstruction_replaces_tokens_before_the_positions_and
     params["head"]["position"]["0"] = np.full(16, 7, np.float32)
     params, images = jax.tree.map(jnp.asarray, params), jnp.asarray(DATA.images.batch(range(6)))
     x = model.prefix(params, batch_stats, images, 0)
-    tokens, boundary = model._corrupted(params, batch_stats, x, 0, jax.random.key(1))
+    tokens, boundary = model.corrupted(params, batch_stats, x, 0, jax.random.key(1))
     clean = model.prefix(params, batch_stats, images, 1)
     bias = params["stem"]["conv"]["bias"]
     hit = np.any(np.asarray(tokens != clean), -1)
@@ -469,6 +469,23 @@ def test_pairs_are_cached_where_an_epoch_sees_a_view_twice_or_a_later_one_does()
     assert f"instead of 8 passes: saves {(plain.flops() - kept.flops()) / 1e12:.3g} TFLOP" in decision.reason
     few = paired(2)
     assert few.cache_decision(few.programs[0]).reason == "2 epochs see no view twice"
+
+
+@pytest.mark.parametrize("first", ["stem", "block2"])
+def test_the_held_out_loss_is_that_of_the_network_at_test_time_whatever_training_drops(first, monkeypatch):
+    def held_out(drop):
+        options = Options(drop_path=drop, dropout=drop)
+        encoder = vit.network(
+            "vit_small", vit.Size(16, 2, 2), vit.MAE._replace(patch=4, image_size=16), options
+        )
+        monkeypatch.setitem(ENCODERS, "vit", (encoder, ()))
+        groups = encoder.groups[encoder.groups.index(first) :]
+        _, (row,) = train(
+            run_of("reconstruct", "vit", phases=(Phase("still", 1, (*groups, "head"), 1e-30, views=2),))
+        )
+        return row.curve[0]["val_loss"]
+
+    assert held_out(0.5) == pytest.approx(held_out(0.0), rel=1e-6)
 
 
 def test_targets_that_fit_nowhere_are_computed_with_every_batch_and_give_the_same_weights():

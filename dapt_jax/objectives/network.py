@@ -98,14 +98,14 @@ class Pretext(Trunk):
         if self.objective.is_paired:
             x = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), *x)
         if rng is not None and self.objective.is_corrupting:
-            x, boundary = self._corrupted(params, batch_stats, x, boundary, rng, keeps_last)
+            x, boundary = self.corrupted(params, batch_stats, x, boundary, rng, keeps_last, rng=rng)
         if boundary < len(self.encoder.groups):
             x, batch_stats = self.encoder.apply(
                 params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng
             )
         return self.objective.outputs(params.get(HEAD, {}), x, self.encoder.as_map), batch_stats
 
-    def _corrupted(
+    def corrupted(
         self,
         params: Tree,
         batch_stats: Tree,
@@ -113,11 +113,21 @@ class Pretext(Trunk):
         boundary: int,
         key: jax.Array,
         keeps_last: Array | None = None,
+        rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "b ..."], int]:
         """Return corrupted activations, and their boundary.
 
         From pixels of a transformer, noise is added to the pixels, and tokens are replaced after the patch
         embedding and before the positions (arXiv 2405.00117); elsewhere both happen at the boundary.
+
+        Args:
+            params: Nested dict of parameters.
+            batch_stats: Nested dict of running statistics.
+            x: Activations at `boundary`.
+            boundary: Index of the first group to run.
+            key: PRNG key of the corruption.
+            keeps_last: See `suffix`.
+            rng: PRNG key of dropout in the patch embedding; None for none, as at test time.
         """
         vector, batch = params[HEAD][POSITION][str(boundary)], x.shape[0]
         is_embedding = boundary == 0 and self._embeds_tokens
@@ -130,7 +140,7 @@ class Pretext(Trunk):
         for_noise, for_share, for_positions = jnp.split(draws, (x[0].size, x[0].size + 1), axis=1)
         x = self.objective.noisy(x, for_noise.reshape(x.shape), keeps_last)
         if is_embedding:
-            x, _ = self.encoder.apply(params, batch_stats, x, stop=1, rng=key)
+            x, _ = self.encoder.apply(params, batch_stats, x, stop=1, rng=rng)
             boundary = 1
         extra = 0
         if x.ndim == 3:

@@ -37,12 +37,17 @@ Four views of all monitored images took as much time as an epoch of training on 
 
 @functools.cache
 def _loss_fn(model: Pretext, boundary: int) -> Callable[..., jax.Array]:
-    """Return the jitted weighted sum of losses of a batch, from activations at a boundary."""
+    """Return the jitted weighted sum of losses of a batch, from activations at a boundary.
+
+    The network is that of test time, without dropout and stochastic depth: the corruption alone is drawn.
+    """
     objective = model.objective
 
     def total(params: Tree, stats: Tree, x: Any, label: Any, weight: jax.Array, key: jax.Array) -> jax.Array:
-        own_key = key if objective.is_corrupting else None
-        outputs, _ = model.suffix(params, stats, x, boundary, "frozen", own_key)
+        start = boundary
+        if objective.is_corrupting:
+            x, start = model.corrupted(params, stats, x, boundary, key)
+        outputs, _ = model.suffix(params, stats, x, start)
         return objective.total(outputs, label, weight)
 
     return jax.jit(total)
