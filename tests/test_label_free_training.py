@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dapt_jax import ops
 from dapt_jax.aot.compile import abstract_arguments
 from dapt_jax.data.augment import Augment
 from dapt_jax.errors import UserError
@@ -486,6 +487,21 @@ def test_the_held_out_loss_is_that_of_the_network_at_test_time_whatever_training
         return row.curve[0]["val_loss"]
 
     assert held_out(0.5) == pytest.approx(held_out(0.0), rel=1e-6)
+
+
+def test_groups_of_batch_norm_see_both_views_of_their_own_images():
+    model, rng = run_of("two_views").model, np.random.default_rng(0)
+    params, batch_stats = model.init(1)
+    views = [rng.normal(size=(8, 16, 16, 3)).astype(np.float32) for _ in range(2)]
+
+    def embedded(rows, groups):
+        with ops.batch_norm_groups(groups):
+            return model.suffix(params, batch_stats, tuple(view[rows] for view in views), 0, "train")[0]
+
+    for whole, *parts in zip(
+        embedded(slice(8), 2), embedded(slice(4), 1), embedded(slice(4, 8), 1), strict=True
+    ):
+        np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-4, atol=1e-6)
 
 
 def test_targets_that_fit_nowhere_are_computed_with_every_batch_and_give_the_same_weights():

@@ -15,6 +15,7 @@ from dapt_jax.models.encoder import put_group
 from dapt_jax.models.initial import Tree, init_params
 from dapt_jax.models.trunk import Trunk
 from dapt_jax.objectives.base import Objective
+from dapt_jax.ops.normalisation import current_groups
 from dapt_jax.parameters import BatchNormMode, Kind
 
 POSITION = "position"
@@ -96,13 +97,15 @@ class Pretext(Trunk):
             keeps_last: Of a part of a batch, whether it holds the batch's last image: see `Objective.noisy`.
         """
         if self.objective.is_paired:
-            x = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), *x)
+            x = jax.tree.map(_joined, *x)
         if rng is not None and self.objective.is_corrupting:
             x, boundary = self.corrupted(params, batch_stats, x, boundary, rng, keeps_last, rng=rng)
         if boundary < len(self.encoder.groups):
             x, batch_stats = self.encoder.apply(
                 params, batch_stats, x, start=boundary, batch_norm=batch_norm, rng=rng
             )
+        if self.objective.is_paired:
+            x = _one_after_the_other(x)
         return self.objective.outputs(params.get(HEAD, {}), x, self.encoder.as_map), batch_stats
 
     def corrupted(
@@ -153,3 +156,18 @@ class Pretext(Trunk):
     def features(self, params: Tree, batch_stats: Tree, images: Num[Array, "b h w c"]) -> Float[Array, "b d"]:
         """Compute pooled features from images (0 to 255), as at test time."""
         return pool(self.prefix(params, batch_stats, images, len(self.encoder.groups))).astype(jnp.float32)
+
+
+def _joined(one: Float[Array, "b ..."], other: Float[Array, "b ..."]) -> Float[Array, "b2 ..."]:
+    """Return both views of a batch as one, in which each group of batch norm holds both views of its own images."""
+    if (groups := current_groups()) == 1:
+        return jnp.concatenate([one, other])
+    parts = [view.reshape(groups, -1, *view.shape[1:]) for view in (one, other)]
+    return jnp.concatenate(parts, 1).reshape(-1, *one.shape[1:])
+
+
+def _one_after_the_other(x: Float[Array, "b2 ..."]) -> Float[Array, "b2 ..."]:
+    """Return a batch of `_joined` with all first views before all second ones."""
+    if (groups := current_groups()) == 1:
+        return x
+    return x.reshape(groups, 2, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
