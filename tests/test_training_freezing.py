@@ -135,6 +135,11 @@ def test_a_group_that_is_nothing_but_batch_norm_can_be_named():
         trained_by(Phase("p", 1, ("top",), 1e-4), model)
 
 
+def test_a_phase_without_patterns_is_refused_before_there_is_a_network():
+    with pytest.raises(UserError, match=r"phase 'p': trainable is empty; expected .* such as \('head',\)"):
+        Phase("p", 1, (), 1e-4)
+
+
 def test_a_parameter_without_a_kind_is_refused():
     class Bare(nnx.Module):
         def __init__(self):

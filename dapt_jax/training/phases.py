@@ -90,6 +90,10 @@ class Phase:
             check_fields(self)
         except SettingError as error:
             raise UserError(f"{where}: {error}") from None
+        if not self.trainable:
+            raise UserError(
+                f"{where}: trainable is empty; expected one or more layer groups or patterns, such as ('head',)"
+            )
         for setting_name, choices in (("batch_norm", BATCH_NORM_MODES), ("layer_norm", LAYER_NORM_MODES)):
             value = getattr(self, setting_name)
             for mode in [value] if isinstance(value, str) else [mode for _, mode in value]:
