@@ -146,7 +146,7 @@ def test_a_batch_in_parts_is_the_batch(found):
         (32, 1, 3, "batch_size 32 does not divide among 3 devices; 30 does"),
         (4, 1, 8, "batch_size 4 does not divide among 8 devices; 8 does"),
         (24, 2, 8, "batch_size 24 does not divide among 8 devices and there into 2 parts; 16 does"),
-        (24, 0, 8, "accumulate is 0; expected 1 or more"),
+        (24, 0, 8, "grad_accum_steps is 0; expected 1 or more"),
     ],
 )
 def test_a_batch_that_cannot_be_divided(size, parts, devices, words):

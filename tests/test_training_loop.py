@@ -276,6 +276,14 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
 
 
+def test_a_batch_that_does_not_divide_into_its_parts_is_one_line():
+    run = tiny.make_run([tiny.FULL], encoder=ENCODER, data=DATA, batch_size=8, grad_accum_steps=3)
+    with pytest.raises(
+        UserError, match="batch_size 8 does not divide among 1 devices and there into 3 parts; 6"
+    ):
+        train(run, mesh=make_mesh(jax.devices()[:1]))
+
+
 def test_the_checkpoints_of_another_run_are_refused_and_its_surroundings_may_change(tmp_path):
     """With those of earlier versions, which do not say what their run is, it goes on."""
     phase = Phase("full", 2, ("*",), 1e-2)

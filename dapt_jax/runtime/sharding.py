@@ -63,7 +63,7 @@ def check_batch(batch_size: int, parts: int, devices: int | None = None) -> None
     """
     devices = jax.device_count() if devices is None else devices
     if parts < 1:
-        raise UserError(f"accumulate is {parts}; expected 1 or more")
+        raise UserError(f"grad_accum_steps is {parts}; expected 1 or more")
     if batch_size % (devices * parts):
         unit = devices * parts
         lower = batch_size // unit * unit or unit

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dapt_jax.records.ledger import Row
+from dapt_jax.runtime import sharding
 from dapt_jax.training import image_batches
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.freezing import Tree
@@ -57,10 +58,12 @@ def train(
         The weights at the end of the run, or where a callback ended it, and what they cost.
 
     Raises:
-        UserError: The loss is no longer finite.
+        UserError: The batch does not divide among the devices and into its parts, or the loss is no longer
+            finite.
         Stopped: A signal to stop was received; the progress is saved.
     """
     context = context or RunContext()
+    sharding.check_batch(run.batch_size, run.grad_accum_steps, context.mesh.size)
     # The run plans its cache in this dtype.
     context = dataclasses.replace(context, cache=context.cache.in_dtype(run.caching.dtype))
     with open_session(run, params, batch_stats, context) as session:
