@@ -104,7 +104,7 @@ class PretrainedEncoder:
         Raises:
             UserError: The library has no such model; names those that do.
         """
-        by_name = {each.name: each for each in export.libraries(self.encoder.name)}
+        by_name = {each.name: each for each in export.libraries(self.encoder)}
         if library not in by_name:
             hint = nearest(library, by_name) if by_name else "no library has this model"
             raise UserError(f"{self.encoder.name}: not a model of {library!r}; {hint}")

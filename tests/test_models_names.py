@@ -14,7 +14,7 @@ from dapt_jax.weights.export import Library, libraries
 from dapt_jax.weights.paths import flatten
 
 CLASSES = 10
-LIBRARIES = [(model, library) for model in registry.names() for library in libraries(model)]
+LIBRARIES = [(model, library) for model in registry.names() for library in libraries(registry.build(model))]
 
 
 def need(package: str) -> None:

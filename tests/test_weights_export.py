@@ -51,7 +51,7 @@ def same_bits(before: Tree, after: Tree) -> None:
 )
 def test_files_of_other_names_come_back_to_the_bit(tmp_path: Path, name: str) -> None:
     params, batch_stats = drawn(name)
-    libraries = export.libraries(name)
+    libraries = export.libraries(registry.build(name))
     assert libraries
     for library in libraries:
         path = tmp_path / f"{library.name}.safetensors"
@@ -67,14 +67,17 @@ def test_files_of_other_names_come_back_to_the_bit(tmp_path: Path, name: str) ->
 
 def test_every_model_of_a_library_names_it() -> None:
     for name in registry.names():
-        found = {library.name for library in export.libraries(name)}
+        found = {library.name for library in export.libraries(registry.build(name))}
         if name.endswith(("_keras", "_hidy2024")) or name == "unet":
             assert not found, name
         else:
             assert "timm" in found, name
-    assert {each.name for each in export.libraries("resnet50")} == {"timm", "torchvision"}
-    assert [each.model for each in export.libraries("vit_base")] == ["vit_base_patch16_224", "vit_b_16"]
-    assert [each.name for each in export.libraries("vit_base_dinov2")] == ["timm"]
+    assert {each.name for each in export.libraries(registry.build("resnet50"))} == {"timm", "torchvision"}
+    assert [each.model for each in export.libraries(registry.build("vit_base"))] == [
+        "vit_base_patch16_224",
+        "vit_b_16",
+    ]
+    assert [each.name for each in export.libraries(registry.build("vit_base_dinov2"))] == ["timm"]
 
 
 STATE_DICTS = json.loads((ROOT / "tests" / "fixtures" / "state_dicts.json").read_text())
@@ -84,7 +87,7 @@ STATE_DICTS = json.loads((ROOT / "tests" / "fixtures" / "state_dicts.json").read
 def test_keys_and_shapes_are_those_of_the_library(which: str) -> None:
     """Against the libraries' own state dicts, which `fixtures/make_state_dicts.py` has written down."""
     name, _, model = which.partition(" ")
-    (library,) = (each for each in export.libraries(model) if each.name == name)
+    (library,) = (each for each in export.libraries(registry.build(model)) if each.name == name)
     encoder = registry.build(model)
     params, batch_stats = (
         jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree) for tree in encoder.abstract()
@@ -299,25 +302,42 @@ def test_exporting_what_no_study_has_made_is_one_line(tmp_path: Path, workdir: P
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "efficientnet_lite0", "densenet121", "convnext_tiny", "vit_small", "swin_tiny"]
+    ("name", "side", "names"),
+    [
+        ("resnet50", 224, ["timm", "torchvision"]),
+        ("efficientnet_lite0", 224, ["timm"]),
+        ("densenet121", 224, ["timm", "torchvision"]),
+        ("convnext_tiny", 224, ["timm", "torchvision"]),
+        ("vit_small", 224, ["timm"]),
+        ("vit_small", 96, ["timm"]),
+        ("vit_small_dinov2", 112, ["timm"]),
+        ("vit_small_dinov2_registers", 112, ["timm"]),
+        ("vit_small_dinov3", 96, ["timm"]),
+        ("swin_tiny", 224, ["timm", "torchvision"]),
+        ("swin_tiny", 96, ["torchvision"]),
+    ],
 )
-def test_two_lines_of_pytorch_load_it_and_see_the_same(tmp_path: Path, monkeypatch, name: str) -> None:
+def test_a_few_lines_of_pytorch_load_it_and_see_the_same(
+    tmp_path: Path, monkeypatch, name: str, side: int, names: list[str]
+) -> None:
     """The snippet of the card is run as it stands."""
+    encoder = registry.build(name)
+    libraries = export.libraries(encoder, side)
+    assert [library.name for library in libraries] == names
     torch = pytest.importorskip("torch")
-    for library in export.libraries(name):
+    for library in libraries:
         module = pytest.importorskip(library.name)
         loader = importlib.import_module("safetensors.torch")
-        encoder = registry.build(name)
         params, batch_stats = drawn(name)
         export.write_named(tmp_path / library.file, encoder, params, batch_stats, library.scheme)
         monkeypatch.chdir(tmp_path)
         scope = {library.name: module, "safetensors": importlib.import_module("safetensors"), "torch": torch}
         assert loader
-        snippet = library.snippet(is_whole=True)
-        assert len(snippet.splitlines()) == 2
+        snippet = library.snippet(encoder, side)
+        assert len(snippet.splitlines()) == 2 or side < encoder.image_size
         exec(snippet, scope)
         model = scope["model"].eval()
-        images = np.random.default_rng(1).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+        images = np.random.default_rng(1).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
         x = torch.from_numpy(np.asarray(encoder.preprocess(images))).permute(0, 3, 1, 2)
         with torch.no_grad():
             if library.name == "timm":
@@ -368,3 +388,14 @@ def test_files_of_weights_have_the_modes_of_the_umask_and_survive_a_failed_write
         export.write(path, {"stem": {"kernel": np.zeros(3)}}, {})
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == content
+
+
+def test_an_adapted_encoder_with_registers_is_kept_by_timm_with_its_position_in_the_class_token() -> None:
+    """Its own class token has a position, of which timm's files know nothing: both are added before the first block."""
+    encoder = registry.build("vit_small_dinov2_registers")
+    params, batch_stats = drawn("vit_small_dinov2_registers")
+    (library,) = export.libraries(encoder)
+    arrays = export.named(encoder, params, batch_stats, library.scheme)
+    before = params["stem"]["class_token"] + params["stem"]["position"][:, :1]
+    np.testing.assert_array_equal(arrays["cls_token"], before)
+    assert arrays["pos_embed"].shape[1] == params["stem"]["position"].shape[1] - 1

@@ -74,7 +74,7 @@ def _export(records: Records, strategy: Strategy, source: Path, target: Path, *,
     params.pop(HEAD)
     about = read_about(source)
     target.mkdir(parents=True, exist_ok=True)
-    for library in export.libraries(encoder.name):
+    for library in export.libraries(encoder, about["image_size"]):
         export.write_named(target / library.file, encoder, params, batch_stats, library.scheme)
     export.write(target / "encoder.safetensors", params, batch_stats, encoder)
     export.write_orbax(target / "orbax", params, batch_stats, encoder)

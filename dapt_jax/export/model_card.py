@@ -68,7 +68,7 @@ def write(
         "## Scores",
         _scores(records, strategy, seed),
         "## Use",
-        *_use(encoder.name, is_whole=is_whole),
+        *_use(encoder, about["image_size"], is_whole=is_whole),
         "StableHLO, any batch size, normalisation inside (uint8 in, pooled features out):",
         _code(
             "program = jax.export.deserialize(open('encoder.stablehlo', 'rb').read())",
@@ -185,11 +185,12 @@ def _scores(records: Records, strategy: str, seed: int) -> str:
     return _table(("task", "set", "protocol", "metric", "value", "images"), rows) + f"\n\n{note}"
 
 
-def _use(model: str, *, is_whole: bool) -> list[str]:
+def _use(encoder: Encoder, side: int, *, is_whole: bool) -> list[str]:
     parts = []
-    for library in export.libraries(model):
+    for library in export.libraries(encoder, side):
         parts.append(f"{library.name} (`import {library.name}, safetensors.torch`):")
-        parts.append(_code(library.snippet(is_whole=is_whole)))
+        parts.append(_code(library.snippet(encoder, side, is_whole=is_whole)))
     return parts or [
-        "No PyTorch library builds this variant: its weights are in `encoder.safetensors` and `orbax`."
+        f"No PyTorch library builds this variant for {side} x {side} pixels: its weights are in "
+        "`encoder.safetensors` and `orbax`."
     ]

@@ -1,5 +1,6 @@
 """Target models as programs and weights of other tools: StableHLO, and PyTorch (timm) with the head."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -79,11 +80,13 @@ def _side(model: TargetModel) -> int:
 def timm_library(model: TargetModel) -> export.Library | None:
     """Return the layout of timm for a model; None where timm has no such network.
 
-    That is so of truncated encoders, of masks, and of heads that are not one linear layer.
+    That is so of truncated encoders, of masks, of heads that are not one linear layer, and of shifted windows at other
+    sizes than that of their pretraining.
     """
     is_linear = not model.about.segments and all("layer1" not in member for member in model.members)
     is_whole = model.encoder.groups == registry.build(model.about.model).groups
-    found = [each for each in export.libraries(model.about.model) if each.name == "timm"]
+    of_side = export.libraries(model.encoder, model.about.input_side)
+    found = [each for each in of_side if each.name == "timm"]
     return found[0] if found and is_linear and is_whole else None
 
 
@@ -172,8 +175,12 @@ def _page(model: TargetModel) -> str:
         parts += [
             f"`timm-foldF.safetensors`, one file for each member; logits{alone}, of squares of {about.input_side} "
             f"pixels normalised by (x - {mean}) / {std}{order}:",
-            f"    model = timm.create_model('{library.model}', num_classes={_outputs(model)})\n"
-            "    model.load_state_dict(safetensors.torch.load_file('timm-fold0.safetensors'))",
+            textwrap.indent(
+                library.snippet(
+                    model.encoder, about.input_side, file="timm-fold0.safetensors", outputs=_outputs(model)
+                ),
+                "    ",
+            ),
         ]
     return "\n\n".join(parts) + "\n"
 

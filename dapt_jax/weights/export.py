@@ -20,6 +20,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import HEAD, Classifier
 from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.encoders import vit
 from dapt_jax.ops import choice
 from dapt_jax.runtime import atomic_files
 from dapt_jax.weights import normalisation, npz, orbax_folder, tables
@@ -52,31 +53,72 @@ class Library:
         """File name for this library's format."""
         return f"{self.name}.safetensors"
 
-    def snippet(self, *, is_whole: bool) -> str:
-        """Return the two lines with which a user loads `file`, without imports.
+    def snippet(
+        self, encoder: Encoder, side: int, *, file: str = "", outputs: int = 0, is_whole: bool = True
+    ) -> str:
+        """Return the lines with which a user loads a file, without imports.
+
+        timm's and torchvision's transformers are made for one size of image. The file has positions of the grid that
+        the encoder was pretrained on, which these lines resample as the encoder does.
 
         torchvision builds its models with a head, which the file does not contain; the file also lacks the
         layers that a truncated encoder lacks.
+
+        Args:
+            encoder: The encoder.
+            side: Side in pixels of its images.
+            file: Name of the file; empty for `self.file`.
+            outputs: Logits of the head in the file; 0 for a file without a head.
+            is_whole: Whether the encoder is not truncated.
         """
         strict = "" if is_whole else ", strict=False"
-        if self.name == "timm":
-            made = f'timm.create_model("{self.model}", num_classes=0)'
-        else:
-            made, strict = f"torchvision.models.{self.model}()", ", strict=False"
-        return f'model = {made}\nmodel.load_state_dict(safetensors.torch.load_file("{self.file}"){strict})'
+        read = f'safetensors.torch.load_file("{file or self.file}")'
+        if self.name != "timm":
+            made = f"model = torchvision.models.{self.model}()"
+            return f"{made}\nmodel.load_state_dict({read}, strict=False)"
+        variant = vit.VARIANTS.get(encoder.name)
+        more = ', global_pool="token"' if variant and variant.is_rotary else ""
+        resampled = ""
+        if variant and _has_positions_of_another_size(encoder, side):
+            more = f", img_size={side}"
+            grid = side // variant.patch
+            resampled = (
+                f"positions = timm.layers.resample_abs_pos_embed(\n"
+                f'    state["pos_embed"], [{grid}, {grid}], num_prefix_tokens={int(not variant.registers)}, '
+                f"antialias={variant.antialias})\n"
+                'state["pos_embed"] = positions\n'
+            )
+        made = f'model = timm.create_model("{self.model}", num_classes={outputs}{more})'
+        if not resampled:
+            return f"{made}\nmodel.load_state_dict({read}{strict})"
+        return f"{made}\nstate = {read}\n{resampled}model.load_state_dict(state{strict})"
 
 
-def libraries(model: str) -> tuple[Library, ...]:
+def _has_positions_of_another_size(encoder: Encoder, side: int) -> bool:
+    return bool(encoder.token_patch) and side != encoder.image_size
+
+
+def libraries(encoder: Encoder, side: int = 0) -> tuple[Library, ...]:
     """Return the PyTorch libraries that build a model of the registry with the same weights.
 
-    There are none for Keras' variants.
+    There are none for Keras' variants. At sizes of images other than that of its pretraining, torchvision has no
+    transformers with learnt positions that compute the same, and timm none with shifted windows.
+
+    Args:
+        encoder: The encoder.
+        side: Side in pixels of its images; 0 for that of its pretraining.
     """
-    schemes = {scheme.name: scheme for scheme in tables.schemes(model)}
-    return tuple(
+    schemes = {scheme.name: scheme for scheme in tables.schemes(encoder.name)}
+    found = [
         # If timm has no names of its own for a model, its names are those of torchvision.
         Library(library, name, schemes.get(library) or schemes["torchvision"])
-        for library, name in registry.entry(model).libraries.items()
-    )
+        for library, name in registry.entry(encoder.name).libraries.items()
+    ]
+    side = side or encoder.image_size
+    without = {"torchvision"} if _has_positions_of_another_size(encoder, side) else set[str]()
+    if encoder.name.startswith("swin") and side != encoder.image_size:
+        without = {"timm"}
+    return tuple(each for each in found if each.name not in without)
 
 
 def write(
@@ -162,13 +204,14 @@ def named(
         outputs: Logits of the head in `params`; 0 to leave a head out.
 
     Returns:
-        Contiguous float32 arrays by name. `merge.merge` converts them back to bit-identical parameters.
+        Contiguous float32 arrays by name. `merge.merge` converts them back to bit-identical parameters, or to those of
+        `Scheme.equivalent`.
 
     Raises:
         UserError: An array cannot be stored under these names.
     """
     wanted = {key: value for key, value in params.items() if key != HEAD or outputs}
-    ours = flatten(wanted) | flatten(batch_stats)
+    ours = scheme.equivalent(flatten(wanted) | flatten(batch_stats))
     entries = tables.table(scheme, Classifier(encoder, outputs or 1))
     theirs = {}
     for path, array in ours.items():

@@ -267,6 +267,9 @@ def network(name: str, size: Size, variant: Variant, options: Options) -> Encode
     )
 
 
+VARIANTS: dict[str, Variant] = {}
+"""Settings of every registered transformer by its name."""
+
 _SIZES = {"small": SMALL, "base": BASE, "large": LARGE}
 _VARIANTS = (
     ("vit_{}", SUPERVISED, "vit_{}_patch16_224", tuple(_SIZES)),
@@ -280,4 +283,5 @@ for _name, _variant, _timm, _sizes in _VARIANTS:
     for _size in _sizes:
         _full = _name.format(_size)
         _register = register_model(_full, timm=_timm.format(_size), torchvision=_TORCHVISION.get(_full, ""))
+        VARIANTS[_full] = _variant
         _register(functools.partial(network, _full, _SIZES[_size], _variant))

@@ -55,6 +55,7 @@ class Scheme:
             not listed have the same name.
         fits: Conversions from their arrays to ours, by our name, beyond the framework's axis order.
         separators: Separators before the suffix of a module, by its last name, if different from the default.
+        equivalent: Function from our arrays by path to arrays of the same function that the files can hold.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Scheme:
     leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fits: Mapping[str, Fit] = dataclasses.field(default_factory=dict)
     separators: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    equivalent: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda arrays: arrays
 
     @property
     def separator(self) -> str:

@@ -48,6 +48,13 @@ def _with_class_row(position: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(position[:, :1]), position], 1)
 
 
+def _position_in_class_token(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays whose class token has its position added, which is zero: both are summed before the first block."""
+    token, position = (np.asarray(arrays[f"stem/{name}"]) for name in ("class_token", "position"))
+    joined = {"stem/class_token": token + position[:, :1], "stem/position": _with_class_row(position[:, 1:])}
+    return arrays | joined
+
+
 _SCALES = {"gamma1": "ls1.gamma", "gamma2": "ls2.gamma"}
 _TIMM = Scheme("timm", "torch", _timm, "head", _LEAVES)
 _TORCHVISION = Scheme(
@@ -98,6 +105,7 @@ _REGISTERS = (
         "head",
         _LEAVES | _SCALES | {"register_tokens": "reg_token"},
         {"position": Fit(_with_class_row, lambda position: position[:, 1:])},
+        equivalent=_position_in_class_token,
     ),
 )
 _DINOV3 = (
