@@ -180,7 +180,7 @@ def test_bca_bootstrap():
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.low > low + 0.01
     assert found.high > high + 0.03
-    assert (bootstrap_interval([2.0, 2.0]).low, bootstrap_interval([2.0, 2.0]).high) == (2.0, 2.0)
+    assert (bootstrap_interval([2.0, 2.0]).mean, bootstrap_interval([2.0, 2.0]).low) == (2.0, None)
     assert bootstrap_interval([1.0]).low is None
     assert bootstrap_interval([None]) is None
 
@@ -224,6 +224,10 @@ def test_bootstrap_over_patients_leaves_out_draws_without_a_score_and_stops_at_t
     assert 0 <= found.low < found.high <= 1
     assert over_patients(lambda rows: math.nan, np.arange(6)).low is None
     assert over_patients(lambda rows: 1.0, ["one", "one"]).low is None
+    perfect = over_patients(lambda rows: auc(positive[rows], 1.0 * positive[rows]), np.arange(6))
+    assert (perfect.mean, perfect.low, perfect.high) == (1.0, None, None)
+    both = np.arange(6) < 3
+    assert delong(both, 1.0 * both[None]).interval(0).low is None
     with pytest.raises(UserError, match="no image to draw patients from"):
         patient_draws(lambda rows: 1.0, [])
 

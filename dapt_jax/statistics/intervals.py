@@ -89,6 +89,9 @@ def bootstrap_interval(
         level: Coverage of the interval.
         resamples: Number of draws with replacement.
         seed: Seed of the draws, so that a report does not change when it is built again.
+
+    Returns:
+        As `mean_interval`.
     """
     known = np.asarray(defined(values))
     if not known.size:
@@ -96,8 +99,8 @@ def bootstrap_interval(
     mean = float(known.mean())
     if known.size < 2:
         return Interval(mean, None, None, 1)
-    if np.ptp(known) == 0:  # every draw is the same: there is no distribution to correct
-        return Interval(mean, mean, mean, int(known.size))
+    if np.ptp(known) == 0:
+        return Interval(mean, None, None, int(known.size))
     found = scipy.stats.bootstrap(
         (known,),
         np.mean,
@@ -171,10 +174,11 @@ def patient_interval(value: float, draws: np.ndarray, patients: int, level: floa
 
     Returns:
         `n` counts patients. Draws with an undefined score (such as the AUC of draws without positives) are
-        left out; no bounds where more than half are, or where there is one patient.
+        left out; no bounds where more than half are, where there is one patient, or where all draws have one
+        score, such as the AUC of classes that few images tell apart without a fault: others might not.
     """
     known = draws[np.isfinite(draws)]
-    if patients < 2 or 2 * len(known) <= len(draws):
+    if patients < 2 or 2 * len(known) <= len(draws) or not np.ptp(known):
         return Interval(value, None, None, patients)
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), patients)

@@ -45,8 +45,13 @@ class Areas:
     n: int
 
     def interval(self, which: int, level: float = 0.95) -> Interval:
-        """Return the area of one curve, and its interval from the normal distribution, cut off at 0 and 1."""
+        """Return the area of one curve, and its interval from the normal distribution, cut off at 0 and 1.
+
+        Areas of 0 and 1 have no bounds: their variance is 0 however few the images.
+        """
         value, error = float(self.values[which]), math.sqrt(self.covariance[which, which])
+        if not error:
+            return Interval(value, None, None, self.n)
         half = float(scipy.stats.norm.ppf((1 + level) / 2)) * error
         return Interval(value, max(0.0, value - half), min(1.0, value + half), self.n)
 
