@@ -3,7 +3,8 @@
     python -m benchmarks.label_free_study runs/label_free
 
 The folder holds a workdir SET-ARMS for each part that has been run, such as `blood-cached`; parts that are missing
-are left out, and arms that are not finished are shown with the seeds that they have. External AUC is that of
+are left out, and arms that are not finished are shown with the seeds that they have. Lines below a table compare partial
+arms with full ones, and arms with their controls. External AUC is that of
 linear heads, with Student's intervals over seeds; differences to `none` are over seeds and patients at once (see
 `dapt_jax.statistics.two_level`), p-values one-sided and adjusted by Holm's method over the arms without labels of a
 set, controls among them.
@@ -29,6 +30,12 @@ MARGIN = 0.02
 """Of external AUC, within which a partial arm counts as equivalent to the full one of the same objective."""
 
 NONE, TEACHER = "none", "teacher, frozen"
+CONTROLLED = (
+    ("two_views_partial", "two_views_elsewhere"),
+    ("distil_partial", "distil_random"),
+    ("distil_partial", TEACHER),
+)
+"""Arms, and the control that each has to beat: another domain's images, a random teacher, the teacher itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +170,16 @@ def table(images: str, arms: list[Arm]) -> list[str]:
                 "",
                 f"`{name}` minus `{full.name}`, {found.n} seeds: {_interval(tost.difference, '+')} (90%); "
                 f"p of a difference of {MARGIN} or more (TOST) {p}.",
+            ]
+    for name, other in CONTROLLED:
+        found = by_name[name].minus(by_name[other]) if {name, other} <= {*by_name} else None
+        p_value = found.p(0) if found else None
+        if found is not None and p_value is not None:
+            control = other if other == TEACHER else f"`{other}`"
+            lines += [
+                "",
+                f"`{name}` minus {control}, {found.n} seeds: {_interval(found.interval(), '+')}; "
+                f"p of no difference {p_value:.3f}, not adjusted.",
             ]
     return lines
 

@@ -325,6 +325,10 @@ def test_the_table_of_the_label_free_study_corrects_over_its_arms_and_tests_equi
     assert cells["supervised_partial"][5] == cells[label_free_study.TEACHER][5] == ""
     (equal,) = [line for line in lines if line.startswith("`distil_partial` minus `distil_full`, 3 seeds")]
     assert "p of a difference of 0.02 or more (TOST) 0.000" in equal
+    teacher = arms[1].minus(arms[4])
+    (control,) = [line for line in lines if line.endswith("not adjusted.")]  # of the controls, one has run
+    assert control.startswith(f"`distil_partial` minus teacher, frozen, 5 seeds: {teacher.mean:+.3f} [")
+    assert f"p of no difference {teacher.p(0):.3f}" in control
 
 
 def test_the_step_of_updates_above_a_cache_needs_the_memory_that_the_plan_says():
