@@ -14,6 +14,7 @@ from dapt_jax.formatting import number
 from dapt_jax.models import registry
 from dapt_jax.models.segmenter import Segmenter
 from dapt_jax.records.ledger import Ledger
+from dapt_jax.settings import flags as settings_flags
 from dapt_jax.settings import resolve
 from dapt_jax.study import balance, collapse, halving, plan, plan_tables
 from dapt_jax.study.prepare import prepare
@@ -84,6 +85,25 @@ def test_the_plan_says_what_scoring_takes_and_the_ledger_agrees(measured, capsys
     line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("switching: "))
     scores = next(row for row in rows(measured / "ledger.jsonl") if row["stage"] == "score")
     assert f"after 4 epochs, {scores['model_flops'] / 1e12:.3g} TFLOP" in line
+
+
+def test_a_plan_counts_the_target_tasks_of_every_scored_checkpoint(measured, capsys):
+    of_ledger = [row for row in rows(measured / "ledger.jsonl") if row["stage"] == "transfer"]
+    of_checkpoints = [row for row in of_ledger if "@" in row["strategy"]]
+    # The chosen checkpoint has the features of the arm itself, which are computed once.
+    more = sum(row["model_flops"] + row["reused_flops"] for row in of_checkpoints)
+    flags = "--config.checkpoint_selection.score=knn", "--config.strategies=switching,"
+    settings, _ = settings_flags.parse(
+        [f"--config={TINY}", *FLAGS, *flags, "--config.checkpoint_scoring.downstream=true"]
+    )
+    study = prepare(settings)
+    (arm, *_) = study.arms
+    assert (
+        plan.arm_flops(study, arm) == plan.adaptation_flops(study, arm) + plan.task_flops(study, arm) + more
+    )
+    plan_tables.show(study)
+    said = "switching: the scored checkpoints of a seed go to the target tasks, too: "
+    assert f"{said}{number(more / 1e12)} TFLOP" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -266,9 +266,19 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
 
 
 def arm_flops(study: Study, arm: Arm) -> int:
-    """Return the planned model FLOPs of an arm, adaptation and target tasks: the unit of progress."""
-    of_tasks = sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
-    return adaptation_flops(study, arm) + of_tasks
+    """Return the planned model FLOPs of an arm, adaptation and target tasks: the unit of progress.
+
+    Under `checkpoint_scoring.downstream` every scored checkpoint goes to the target tasks, too.
+    """
+    checkpoints = 0
+    if study.settings.checkpoint_scoring.downstream and (scoring := study.scoring_plan(arm)):
+        checkpoints = len(scoring.epochs)
+    return adaptation_flops(study, arm) + (1 + checkpoints) * task_flops(study, arm)
+
+
+def task_flops(study: Study, arm: Arm) -> int:
+    """Return the model FLOPs of all target tasks of one encoder."""
+    return sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
 
 
 def work_of(study: Study, arms: Sequence[Arm]) -> int:

@@ -90,7 +90,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
             for name, said in plan.transfer_approximations(study, arm, task).items():
                 line = f"{arm.name}: {task.name} {name} is approximate: {said}"
                 console.print(line, soft_wrap=True)
-        spent = sum(sum(plan.transfer_flops(study, arm, task).values()) for task in study.tasks)
+        spent = plan.task_flops(study, arm)
         shapes, _ = arm.strategy.encoder.abstract()
         overview.add_row(
             arm.name,
@@ -130,6 +130,9 @@ def show(study: Study, workdir: Path | None = None) -> None:
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
+        if more := plan.arm_flops(study, arm) - totals[arm.name] - plan.task_flops(study, arm):
+            line = f"{arm.name}: the scored checkpoints of a seed go to the target tasks, too: {number(more / 1e12)} TFLOP"
+            console.print(f"{line} (checkpoint_scoring.downstream)", soft_wrap=True)
     if line := plan.uncounted(run for arm in arms for run in study.runs_of(arm)):
         console.print(line, soft_wrap=True)
     console.print(
