@@ -5,14 +5,16 @@
 
 A ResNet-18 is pre-trained from scratch on 1,200 SYNTHETIC textures (12 classes). After every other epoch,
 scores without labels (robustness, alignment, uniformity) and with labels are computed on white blood cells,
-and the checkpoint is measured for good: linear heads on frozen features, five folds, AUC on development and
-external cells. The report has the curves; the checkpoint that the rule chooses is handed over as
-`pretraining`. docs/wbc_pretraining.md has what it printed.
+and the checkpoint is measured for good on development and external cells: linear heads on frozen features, five
+folds, AUC of the types; and a U-Net on the frozen encoder, one fold, Dice of cytoplasm and nucleus. The report has the
+curves; the checkpoint that the rule chooses is handed over as `pretraining`. docs/wbc_pretraining.md has what it
+printed.
 """
 
 from dapt_jax.settings import default
 
 TYPES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil")
+SEGMENTS = ("background", "cytoplasm", "nucleus")
 
 
 def get_config():
@@ -26,13 +28,14 @@ def get_config():
     config.model.image_size = 32
     config.weights = "random"
     config.strategies = ("pretraining",)
-    config.seeds = (0,)
+    config.seeds = (0, 1, 2)
     config.corpus.update({"kind": "textures", "name": "all", "n": 1200})
     wbc = {"kind": "manifest", "path": "wbc/manifest.csv", "classes": TYPES, "drop_classes": ("basophil",)}
-    config.tasks.types = {
-        "development": {**wbc, "where": "source=dataset1"},
-        "external": {**wbc, "where": "source=dataset2", "crop": 180},
-    }
+    for name, images in (("types", wbc), ("masks", {**wbc, "segments": SEGMENTS})):
+        config.tasks[name] = {
+            "development": {**images, "where": "source=dataset1"},
+            "external": {**images, "where": "source=dataset2", "crop": 180},
+        }
     config.custom_strategies.pretraining = {
         "phases": (
             {
@@ -58,5 +61,10 @@ def get_config():
     config.checkpoint_scoring.downstream = True
     config.checkpoint_selection.score = "robustness"
     config.transfer.protocols = ("linear",)
+    segmentation = config.transfer.segmentation
+    segmentation.update({"protocols": ("frozen",), "decoder_epochs": 2, "epochs": 6, "num_fixed_views": 4})
+    segmentation.augment.update(
+        {"flip": "dihedral", "rotate": 45.0, "scale": 0.2, "brightness": 0.1, "contrast": 0.1}
+    )
     config.runtime.checkpoint_every_s = 120.0
     return config
