@@ -145,6 +145,10 @@ class Study:
             )
         return self.run_of(self._full(seed)).flops()
 
+    def budget_flops(self, seed: int) -> int:
+        """Return the model FLOPs that strategies share under the study's `compute_budget`."""
+        return int(self.settings.compute_budget * self.full_flops(seed))
+
     def has_full_flops(self, seed: int) -> bool:
         """Return whether full DAPT on the study's corpus could run: it has a corpus, and labels where it needs them."""
         if (corpus := self.corpora.get("")) is None:

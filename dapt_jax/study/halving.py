@@ -95,7 +95,7 @@ def check(study: Study, seed: int) -> None:
         plan = _plan(study, arm)
         needed[arm.name] = cost(study, arm, plan, first_score(plan))
     full, budget = study.full_flops(seed), study.settings.compute_budget
-    if int(round_budget(int(budget * full), len(needed), len(needed))) < min(needed.values()):
+    if int(round_budget(study.budget_flops(seed), len(needed), len(needed))) < min(needed.values()):
         parts = rounds_of(len(needed)) * len(needed)
         least, most = (
             math.ceil(1000 * flops * parts / full + 1) / 1000
@@ -143,7 +143,7 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
         return Outcome(decided["winner"], decided["epochs"])
     competitors = {arm.name: Competitor(study, arm, context) for arm in entrants(study, seed)}
     score = study.settings.checkpoint_selection.score
-    total = int(study.settings.compute_budget * study.full_flops(seed))
+    total = study.budget_flops(seed)
     survivors = list(competitors)
     history: list[dict[str, Any]] = []
     allowed = 0.0

@@ -266,14 +266,8 @@ def transfer_flops(study: Study, arm: Arm, task: Task) -> dict[str, int]:
 
 
 def arm_flops(study: Study, arm: Arm) -> int:
-    """Return the planned model FLOPs of an arm, adaptation and target tasks: the unit of progress.
-
-    Under `checkpoint_scoring.downstream` every scored checkpoint goes to the target tasks, too.
-    """
-    checkpoints = 0
-    if study.settings.checkpoint_scoring.downstream and (scoring := study.scoring_plan(arm)):
-        checkpoints = len(scoring.epochs)
-    return adaptation_flops(study, arm) + (1 + checkpoints) * task_flops(study, arm)
+    """Return the planned model FLOPs of an arm, adaptation and target tasks: the unit of progress."""
+    return adaptation_flops(study, arm) + task_flops(study, arm) + checkpoint_flops(study, arm)
 
 
 def task_flops(study: Study, arm: Arm) -> int:
@@ -281,19 +275,24 @@ def task_flops(study: Study, arm: Arm) -> int:
     return sum(sum(transfer_flops(study, arm, task).values()) for task in study.tasks)
 
 
+def checkpoint_flops(study: Study, arm: Arm) -> int:
+    """Return the model FLOPs of the target tasks of an arm's scored checkpoints: see `checkpoint_scoring.downstream`."""
+    scoring = study.scoring_plan(arm) if study.settings.checkpoint_scoring.downstream else None
+    return len(scoring.epochs) * task_flops(study, arm) if scoring else 0
+
+
 def work_of(study: Study, arms: Sequence[Arm]) -> int:
     """Return the planned model FLOPs of several arms; the most that they can take under a `compute_budget`.
 
     Strategies that compete for a budget spend it together, with each seed, and one of them goes on to the target tasks.
     """
-    budget = study.settings.compute_budget
-    if not budget:
+    if not study.settings.compute_budget:
         return sum(arm_flops(study, arm) for arm in arms)
     total = sum(arm_flops(study, arm) for arm in arms if not arm.strategy.phases)
     for seed in dict.fromkeys(arm.seed for arm in arms if arm.strategy.phases):
         competing = [arm for arm in arms if arm.seed == seed and arm.strategy.phases]
-        total += int(budget * study.full_flops(seed))
-        total += max(arm_flops(study, arm) - adaptation_flops(study, arm) for arm in competing)
+        total += study.budget_flops(seed)
+        total += max(task_flops(study, arm) + checkpoint_flops(study, arm) for arm in competing)
     return total
 
 

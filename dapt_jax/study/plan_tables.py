@@ -130,7 +130,7 @@ def show(study: Study, workdir: Path | None = None) -> None:
     for arm in arms:
         if line := checkpoint_scores.score_cost_line(study, arm):
             console.print(line, soft_wrap=True)
-        if more := plan.arm_flops(study, arm) - totals[arm.name] - plan.task_flops(study, arm):
+        if more := plan.checkpoint_flops(study, arm):
             line = f"{arm.name}: the scored checkpoints of a seed go to the target tasks, too: {number(more / 1e12)} TFLOP"
             console.print(f"{line} (checkpoint_scoring.downstream)", soft_wrap=True)
     if line := plan.uncounted(run for arm in arms for run in study.runs_of(arm)):
@@ -179,7 +179,7 @@ def _about_seeds(study: Study, totals: dict[str, int]) -> str:
     if not adapting:
         return ""
     if settings.compute_budget:
-        most = sum(int(settings.compute_budget * study.full_flops(seed)) for seed in settings.seeds)
+        most = sum(map(study.budget_flops, settings.seeds))
         return (
             f"adaptation: {number(most / 1e12)} TFLOP in all at most: with each of {seeds} seeds the strategies that adapt "
             f"compete within {settings.compute_budget:g} of full DAPT (compute_budget), scores included, and one goes on "
