@@ -141,6 +141,17 @@ def test_what_multiplies_activations_gives_its_gradient_to_the_product_computed_
                 assert primitives(gradient, given_x).count("optimization_barrier") == barriers, (name, chosen)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lead", [(6,), (2, 5)])
+def test_a_joined_sum_of_products_equals_two_products(lead, dtype) -> None:
+    x, kernel = draw(1, (*lead, 7), dtype), draw(2, (7, 9), dtype)
+    low, up = draw(3, (*lead, 2), dtype), draw(4, (2, 9), dtype)
+    for expected, actual in both(ops.sum_of_products, x, kernel, low, up):
+        assert_close(actual, expected, dtype)
+    with ops.formulation("cpu"):
+        assert primitives(ops.sum_of_products, x, kernel, low, up).count("dot_general") == 1
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 40), (130, 128), (256, 258)])
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(sides=st.tuples(st.integers(3, 7), st.integers(3, 7)), padding=PADDINGS)
@@ -285,6 +296,21 @@ def test_few_loops_for_the_gradient_of_a_transformer_block() -> None:
     made = primitives(jax.grad(lambda p: encoder.apply(p, stats, x, start=1, stop=2)[0].sum()), params)
     assert "pad[" not in made
     assert "erfc" not in made
+
+
+def test_input_and_output_of_gelu_are_all_that_is_kept_of_it() -> None:
+    """XLA would merge equal expressions of erf in the forward and the backward pass, and keep a third array."""
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = ops.gelu(x @ kernel)
+        return x.sum()
+
+    layers, rows, width = 12, 1024, 16
+    shapes = [jax.ShapeDtypeStruct((width, width), np.float32)] * layers
+    x = jax.ShapeDtypeStruct((rows, width), np.float32)
+    kept = jax.jit(jax.grad(loss)).lower(shapes, x).compile().memory_analysis().temp_size_in_bytes
+    assert kept < 2.5 * layers * rows * width * 4
 
 
 def test_formulation_is_chosen_while_tracing() -> None:

@@ -73,9 +73,13 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         kernel = self.kernel[...]
-        y = ops.product(x, kernel.astype(x.dtype)) if self.rows is None else self.rows.product(x, kernel)
-        if self.lora is not None:
-            y += self.lora.dense(x)
+        if self.rows is not None:
+            y = self.rows.product(x, kernel)
+            y = y if self.lora is None else y + self.lora.dense(x)
+        elif self.lora is not None:
+            y = self.lora.dense(x, kernel.astype(x.dtype))
+        else:
+            y = ops.product(x, kernel.astype(x.dtype))
         if self.bias is None:
             return y
         bias = self.bias[...] if self.rows is None else self.rows.changed_bias(self.bias[...])

@@ -61,16 +61,20 @@ class LowRankUpdate(nnx.Module):
         self.up = LoraUp(jnp.zeros((settings.rank, shape[-1])))
         self.scale = settings.scale
 
-    def dense(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        """Return the summand of a dense layer's output."""
-        return self._up(ops.product(x, self.down[...].astype(x.dtype)))
+    def dense(
+        self, x: Float[Array, "*b c"], kernel: Float[Array, "c d"] | None = None
+    ) -> Float[Array, "*b d"]:
+        """Return the summand of a dense layer's output; with the layer's kernel, the sum with its product."""
+        low, up = ops.product(x, self.down[...].astype(x.dtype)), self._scaled_up(x.dtype)
+        return ops.product(low, up) if kernel is None else ops.sum_of_products(x, kernel, low, up)
 
     def conv(self, x: Float[Array, "b h w c"], *, stride: int, padding: Any) -> Float[Array, "b h2 w2 d"]:
         """Return the summand of a convolution's output."""
-        return self._up(ops.conv(x, self.down[...].astype(x.dtype), stride=stride, padding=padding))
+        low = ops.conv(x, self.down[...].astype(x.dtype), stride=stride, padding=padding)
+        return ops.product(low, self._scaled_up(x.dtype))
 
-    def _up(self, x: Float[Array, "*b r"]) -> Float[Array, "*b d"]:
-        return ops.product(x, self.scale * self.up[...].astype(x.dtype))
+    def _scaled_up(self, dtype: jnp.dtype) -> Float[Array, "r d"]:
+        return self.scale * self.up[...].astype(dtype)
 
 
 def with_updates(

@@ -11,7 +11,7 @@ from dapt_jax.ops.choice import formulation
 from dapt_jax.ops.convolution import conv
 from dapt_jax.ops.normalisation import batch_norm, batch_norm_groups, layer_norm
 from dapt_jax.ops.pooling import max_pool
-from dapt_jax.ops.product import materialised, product
+from dapt_jax.ops.product import materialised, product, sum_of_products
 
 __all__ = [
     "batch_norm",
@@ -24,6 +24,7 @@ __all__ = [
     "materialised",
     "max_pool",
     "product",
+    "sum_of_products",
 ]
 
 

@@ -36,8 +36,11 @@ def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     wide = x.astype(jnp.float32)
+    # The same values as `_distribution`, erf being odd, but not the same expression: XLA would merge the two and keep
+    # the result of erf from the forward pass, as large as the input, until here.
+    distribution = 0.5 * (1 - lax.erf(wide * -math.sqrt(0.5)))
     density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
-    return ((cotangent.astype(jnp.float32) * (_distribution(wide) + wide * density)).astype(x.dtype),)
+    return ((cotangent.astype(jnp.float32) * (distribution + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(_forward, _backward)

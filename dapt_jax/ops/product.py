@@ -1,6 +1,7 @@
 """Product of activations and a kernel, with a gradient that is fast in XLA:CPU."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -37,6 +38,48 @@ def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Arr
 
 
 _product.defvjp(_forward, _backward)
+
+
+def sum_of_products(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c d"], low: Float[Array, "*b r"], up: Float[Array, "r d"]
+) -> Float[Array, "*b d"]:
+    """Return `x @ kernel + low @ up`: a dense layer with a low-rank update, without its bias.
+
+    The CPU formulation is one product of joined inputs and kernels. Of two products XLA:CPU keeps both results until
+    the backward pass, since it adds them anew wherever their sum is needed.
+
+    Args:
+        x: Activations.
+        kernel: Kernel (in, out), of the same dtype as `x`.
+        low: Activations times the update's first factor.
+        up: The update's second factor.
+    """
+    if choice.current() == "cpu":
+        return _joined(x, kernel, low, up)
+    return x @ kernel + low @ up
+
+
+@jax.custom_vjp
+def _joined(x: jax.Array, kernel: jax.Array, low: jax.Array, up: jax.Array) -> jax.Array:
+    return jnp.concatenate([x, low], -1) @ jnp.concatenate([kernel, up])
+
+
+def _joined_forward(
+    x: jax.Array, kernel: jax.Array, low: jax.Array, up: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
+    return _joined(x, kernel, low, up), (x, kernel, low, up)
+
+
+def _joined_backward(
+    saved: tuple[jax.Array, jax.Array, jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    x, kernel, low, up = saved
+    dx, d_kernel = _backward((x, kernel), g)
+    d_low, d_up = _backward((low, up), g)
+    return dx, d_kernel, d_low, d_up
+
+
+_joined.defvjp(_joined_forward, _joined_backward)
 
 
 def materialised(g: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
