@@ -33,7 +33,7 @@ LR = np.float32(1e-4)
 def trained_by(model: str, strategy: str) -> tuple[str, ...]:
     """Groups that a strategy trains; `forward` trains none, and is given the head for the sake of a program."""
     groups = registry.build(model).groups
-    last = max(number for number, name in enumerate(groups) if "/block" in name)
+    last = max(number for number, name in enumerate(groups) if "block" in name)
     return {FULL: ("*",), LAST: (*groups[last:], HEAD), FORWARD: (HEAD,)}[strategy]
 
 

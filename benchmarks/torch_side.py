@@ -21,16 +21,20 @@ import torchvision
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def network(model: str, outputs: int, keep: int = 0) -> torch.nn.Module:
+def network(model: str, outputs: int, keep: int = 0, size: int = 224) -> torch.nn.Module:
     """A network by the name that dapt_jax has for it.
 
     Args:
-        model: `resnet18`, `resnet34`, `resnet50` (torchvision) or `efficientnet_lite0` (timm).
+        model: `resnet18`, `resnet34`, `resnet50` (torchvision), `efficientnet_lite0`, `vit_small` or `vit_base`
+            (timm).
         outputs: logits.
         keep: of a residual network, stages to keep; 0 for all.
+        size: side of a transformer's images in pixels.
     """
+    if model.startswith("vit"):
+        return timm.create_model(f"{model}_patch16_224", num_classes=outputs, img_size=size)
     if not model.startswith("resnet"):
-        return timm.create_model({"vit_base": "vit_base_patch16_224"}.get(model, model), num_classes=outputs)
+        return timm.create_model(model, num_classes=outputs)
     made = torchvision.models.get_model(model, num_classes=outputs)
     if keep:
         for number in range(keep + 1, 5):
@@ -128,7 +132,7 @@ class Step:
             options: `model`, `outputs`, `dtype`, `names` (parameters that train; none for a forward pass),
                 `size`, `batch`, and where it runs: `device` (the CPU by default), `compile`.
         """
-        made = network(options["model"], options["outputs"])
+        made = network(options["model"], options["outputs"], size=options["size"])
         device, compiled = options.get("device", "cpu"), options.get("compile", False)
         self._trainer = Trainer(made, options["dtype"], device, compiled)
         batch, size = options["batch"], options["size"]

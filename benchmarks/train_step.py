@@ -94,7 +94,7 @@ def _row(options: argparse.Namespace, model: str, dtype: str, strategy: str) -> 
 def main(arguments: list[str] | None = None) -> None:
     """Measures every row and prints the table."""
     parser = common.parser(__doc__)
-    parser.add_argument("--models", default="resnet50,efficientnet_lite0")
+    parser.add_argument("--models", default="resnet50,efficientnet_lite0,vit_small")
     parser.add_argument("--strategies", default="full,last block,forward", help="in float32")
     parser.add_argument("--bfloat16", default="full", help="strategies in bfloat16, parameters in float32")
     parser.add_argument("--batch", type=int, default=16)

@@ -104,7 +104,8 @@ def test_the_arms_are_those_of_the_paper(monkeypatch):
 
 @needs_torch
 @pytest.mark.parametrize(
-    ("model", "strategy"), [("resnet18", "last block"), ("efficientnet_lite0", "forward")]
+    ("model", "strategy"),
+    [("resnet18", "last block"), ("efficientnet_lite0", "forward"), ("vit_small", "last block")],
 )
 def test_both_sides_do_the_same_work(model, strategy):
     import torch
@@ -115,7 +116,7 @@ def test_both_sides_do_the_same_work(model, strategy):
 
     made = our_step.program(model, our_step.trained_by(model, strategy))
     names = our_step.torch_names(made)
-    network = torch_side.network(model, our_step.CLASSES)
+    network = torch_side.network(model, our_step.CLASSES, size=64)
     assert set(names.values()) == {name for name in network.state_dict() if "num_batches" not in name}
     trainer = torch_side.Trainer(network)
     trainer.train_only([names[path] for path in made.mask.trainable], 1e-4)
