@@ -135,6 +135,25 @@ def test_a_score_that_predicts_has_positive_correlations_whichever_way_it_and_th
     assert found.rows[0][-1].text == ("-0.800" if metric_name == "auc" else "+0.800")
 
 
+def test_agreement_over_seeds_is_a_mean_with_the_seeds_that_agree_least_and_most():
+    of_score, of_task = (1, 2, 3, 4), ((1, 2, 3, 4), (4, 3, 2, 1), (1, 3, 2, 4))
+    key = {"task": "cells", "split": "development", "protocol": "linear", "metric": "auc"}
+    results = [
+        {**key, "strategy": f"full@{epoch + 1}", "seed": seed, "value": value / 10}
+        for seed, values in enumerate(of_task)
+        for epoch, value in enumerate(values)
+    ]
+    points = [
+        {"epoch": epoch, "share": 1.0, "scores": {"knn": value}, "higher_is_better": {"knn": True}}
+        for epoch, value in enumerate(of_score)
+    ]
+    ledger = [Row("full", seed, "score", "scores", curve=points) for seed in range(3)]
+    (row,) = selection.agreement(Records({}, results, ledger), "cells").rows
+    pearson = [scipy.stats.pearsonr(of_score, values)[0] for values in of_task]
+    assert row[1].text == f"{np.mean(pearson):+.2f} (-1.00 to +1.00)"
+    assert row[4].text == "-0.100 (-0.300 to +0.000)"
+
+
 def test_a_score_of_an_earlier_ledger_without_directions_has_no_agreement_and_the_note_says_so():
     points = [{"epoch": epoch, "share": 1.0, "scores": {"knn": epoch / 4}} for epoch in range(4)]
     key = {"seed": 0, "task": "cells", "split": "development", "protocol": "linear", "metric": "auc"}

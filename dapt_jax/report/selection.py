@@ -154,7 +154,7 @@ def scores_along(records: Records, task: str) -> Figure | None:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Agreement of a transferability score with downstream scores over the checkpoints of an arm.
+    """Agreement of a transferability score with downstream scores over the checkpoints of an arm, by seed.
 
     Attributes:
         pearson: Pearson's correlation, positive where the score predicts.
@@ -164,17 +164,27 @@ class Agreement:
             downstream score: 0 where the score finds the best, otherwise on the worse side.
     """
 
-    pearson: float
-    kendall: float
-    weighted: float
-    selected: float
+    pearson: tuple[float, ...]
+    kendall: tuple[float, ...]
+    weighted: tuple[float, ...]
+    selected: tuple[float, ...]
+
+
+def _over_seeds(values: tuple[float, ...], digits: int) -> str:
+    """Return the mean, and of several values the least and the greatest.
+
+    >>> _over_seeds((0.5,), 2), _over_seeds((0.5, -0.25), 2)
+    ('+0.50', '+0.12 (-0.25 to +0.50)')
+    """
+    mean, least, greatest = (f"{of(values):+.{digits}f}" for of in (np.mean, min, max))
+    return f"{mean} ({least} to {greatest})" if len(values) > 1 else mean
 
 
 AGREEMENT_COLUMNS: tuple[Column[Agreement], ...] = (
-    Column("Pearson", lambda each: f"{each.pearson:+.2f}"),
-    Column("Kendall", lambda each: f"{each.kendall:+.2f}"),
-    Column("weighted tau", lambda each: f"{each.weighted:+.2f}"),
-    Column("selected - best", lambda each: f"{each.selected:+.3f}"),
+    Column("Pearson", lambda each: _over_seeds(each.pearson, 2)),
+    Column("Kendall", lambda each: _over_seeds(each.kendall, 2)),
+    Column("weighted tau", lambda each: _over_seeds(each.weighted, 2)),
+    Column("selected - best", lambda each: _over_seeds(each.selected, 3)),
 )
 """What the table of agreement shows of a score, on each split."""
 
@@ -203,8 +213,8 @@ def agreement(records: Records, task: str) -> Table | None:
     columns += [on(split, column) for split in splits for column in AGREEMENT_COLUMNS]
     note = (
         "Over the checkpoints of an arm, signs turned so that a score that predicts is positive; mean over "
-        "seeds. Selected "
-        "minus best: what the checkpoint with the best transferability score lost against the best one."
+        "seeds, and the least and the greatest of a seed. Selected minus best: "
+        "what the checkpoint with the best transferability score lost against the best one."
     )
     if any(curve.higher_is_better(name) is None for curve in found for name in curve.points[-1]["scores"]):
         note += " Scores whose direction the ledger does not record, as of earlier versions, are left out."
@@ -212,7 +222,7 @@ def agreement(records: Records, task: str) -> Table | None:
 
 
 def _agreement(records: Records, found: list[Curve], task: str, split: str, name: str) -> Agreement | None:
-    """Return the mean agreement of a score over arms with a known direction and three or more checkpoints."""
+    """Return the agreement of a score in each arm with its direction known and three or more checkpoints."""
     values = []
     for curve in found:
         of_score, of_task = curve.series(name), downstream_scores(records, curve, task, split)
@@ -229,5 +239,5 @@ def _agreement(records: Records, found: list[Curve], task: str, split: str, name
                 for measure in (scipy.stats.pearsonr, scipy.stats.kendalltau, scipy.stats.weightedtau)
             )
             selected = measured[score.argmax()] - measured[result.argmax()]
-            values.append((pearson, kendall, weighted, selected))
-    return Agreement(*np.mean(values, 0).tolist()) if values else None
+            values.append((pearson, kendall, weighted, float(selected)))
+    return Agreement(*zip(*values, strict=True)) if values else None
