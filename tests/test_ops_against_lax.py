@@ -313,6 +313,48 @@ def test_input_and_output_of_gelu_are_all_that_is_kept_of_it() -> None:
     assert kept < 2.5 * layers * rows * width * 4
 
 
+@SETTINGS
+@given(
+    sides=st.tuples(
+        st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4)
+    ),
+    of_images=st.sampled_from(["none", "one", "all"]),
+    is_of_heads=st.booleans(),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    offset=st.sampled_from([0.0, 300.0]),
+)
+def test_attention_equals_that_of_jax(sides, of_images, is_of_heads, dtype, offset) -> None:
+    batch, queries, keys, heads, width = sides
+    q, k, v = (
+        draw(seed, (batch, count, heads, width), dtype)
+        for seed, count in ((1, queries), (2, keys), (3, keys))
+    )
+    shape = (batch if of_images == "all" else 1, heads if is_of_heads else 1, queries, keys)
+    bias = () if of_images == "none" else (draw(4, shape, dtype) + jnp.asarray(offset, dtype),)
+
+    def theirs(q, k, v, *bias):
+        return jax.nn.dot_product_attention(q, k, v, bias=bias[0] if bias else None)
+
+    value, pull = jax.vjp(ops.attention, q, k, v, *bias)
+    actual = value, *pull(draw(9, value.shape, dtype))
+    for got, expected in zip(actual, autodiff(theirs, q, k, v, *bias), strict=True):
+        assert_close(got, expected, dtype if offset == 0 else "bfloat16")
+
+
+def test_exponentials_are_all_that_is_kept_of_the_scores_of_attention() -> None:
+    layers, tokens, width = 8, 256, 8
+    q = jax.ShapeDtypeStruct((1, tokens, 1, width), np.float32)
+
+    def loss(x, kernels):
+        for kernel in kernels:
+            x = ops.attention(x @ kernel, x, x)
+        return x.sum()
+
+    kernels = [jax.ShapeDtypeStruct((width, width), np.float32)] * layers
+    compiled = jax.jit(jax.grad(loss, 1)).lower(q, kernels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.75 * layers * tokens**2 * 4  # autodiff: 2.3
+
+
 def test_formulation_is_chosen_while_tracing() -> None:
     x, kernel = draw(1, (1, 5, 5, 4), "float32"), draw(2, (3, 3, 1, 4), "float32")
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dapt_jax.models.layers import Dense, dropout
-from dapt_jax.ops import gelu
+from dapt_jax.ops import attention, gelu
 
 
 class Attention(nnx.Module):
@@ -38,7 +38,7 @@ class Attention(nnx.Module):
         q, k, v = (part.reshape(heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
         if rotation is not None:
             q, k = _rotate(q, rotation), _rotate(k, rotation)
-        y = jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias.astype(x.dtype))
+        y = attention(q, k, v, None if bias is None else bias.astype(x.dtype))
         return self.project(y.reshape(batch, count, features))
 
 

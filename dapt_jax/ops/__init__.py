@@ -1,4 +1,4 @@
-"""Convolution, products with kernels, pooling, norms, activations: of `lax` on GPU and TPU, other ones in XLA:CPU.
+"""Convolution, products with kernels, pooling, norms, activations, attention: of `lax` on GPU and TPU, other ones in XLA:CPU.
 
 Both compute the same up to rounding. The choice is made at trace time: see `formulation`.
 """
@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 from dapt_jax.ops import choice, normalisation
 from dapt_jax.ops.activation import gelu
+from dapt_jax.ops.attention import attention
 from dapt_jax.ops.choice import formulation
 from dapt_jax.ops.convolution import conv
 from dapt_jax.ops.normalisation import batch_norm, batch_norm_groups, layer_norm
@@ -14,6 +15,7 @@ from dapt_jax.ops.pooling import max_pool
 from dapt_jax.ops.product import materialised, product, sum_of_products
 
 __all__ = [
+    "attention",
     "batch_norm",
     "batch_norm_groups",
     "choices",
