@@ -110,11 +110,17 @@ def test_where_comes_before_labels_and_files_are_looked_at(home):
         ("sauce=dev", r"'sauce=dev' names no column here; did you mean 'source'\?"),
         ("source=dve", r"no row has 'source=dve'; did you mean 'dev'\?"),
         ("source", r"cannot read the condition 'source'; expected column=value"),
+        (
+            "split!=a",
+            r"cannot read the condition 'split!=a'; expected column=value, or .* all values to select",
+        ),
+        ("age>=61", r"cannot read the condition 'age>=61'"),
+        ("source=dev,age<=60", r"cannot read the condition 'age<=60'"),
         ("source=dev,split=b", r"no row meets all of 'source=dev,split=b'"),
     ],
 )
 def test_a_condition_that_selects_nothing_is_explained(home, where, message):
-    text = "image,label,source,split\na.png,x,dev,a\nb.png,y,ext,b\n"
+    text = "image,label,source,split,age\na.png,x,dev,a,60\nb.png,y,ext,b,61\n"
     with pytest.raises(UserError, match=message):
         home.load(text, where=where)
     with pytest.raises(UserError, match=message):
@@ -157,6 +163,13 @@ def test_a_condition_finds_a_split_in_every_spelling_though_a_cell_is_the_very_w
     data = home.load(SPELT)
     for found in (home.load(SPELT, where=where), data.where(where)):
         assert [Path(name).name for name in found.images.names] == expected
+
+
+@pytest.mark.parametrize("value", ["=test", "!test", "-test", "~test", "<test"])
+def test_a_sign_before_a_split_is_no_spelling_of_it(home, value):
+    with pytest.raises(UserError, match=rf"no row has 'split={value}'; did you mean 'test'"):
+        home.load(SPELT, where=f"split={value}")
+    assert len(home.load("image,label,size\na.png,x,<1cm\nb.png,y,>=1cm\n", where="Size=>=1cm")) == 1
 
 
 def test_a_condition_that_leaves_out_another_spelling_of_its_value_is_refused(home):

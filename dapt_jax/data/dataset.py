@@ -17,6 +17,8 @@ from dapt_jax.errors import UserError, nearest
 
 LABEL = "label"
 """Column of the labels in a condition; several labels of one image are joined by |."""
+_OPERATORS = ("!", "<", ">", "~")
+"""Signs that with `=` are other comparisons elsewhere, such as `!=`, and that no name of a column ends with."""
 
 
 @dataclass(frozen=True)
@@ -355,8 +357,11 @@ def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, 
     kept = np.ones(length, bool)
     for clause in filter(None, (part.strip() for part in condition.split(","))):
         column, equals, value = (part.strip() for part in clause.partition("="))
-        if not equals:
-            raise UserError(f"{origin}: cannot read the condition {clause!r}; expected column=value")
+        if not equals or (column.endswith(_OPERATORS) and column not in columns):
+            raise UserError(
+                f"{origin}: cannot read the condition {clause!r}; expected column=value, or column=value|value with "
+                "all values to select"
+            )
         if len(meant := identity.column(column, columns)) == 1:
             column = meant[0]
         if column not in columns:
@@ -395,7 +400,8 @@ def _having(values: np.ndarray, value: str, column: str, clause: str, origin: st
     `test` finds every spelling of the split; `test_2`, where a cell is just that, not `test_1`.
     """
     found: np.ndarray = values == value
-    split = identity.split_name(value)
+    # A sign before a split, as in `!test`, may mean all others: it is no spelling of that split.
+    split = identity.split_name(value) if value[:1].isalnum() else ""
     if split and (identity.is_split(value) or not found.any()):
         found |= np.isin(
             values, [cell for cell in set(values.tolist()) if identity.split_name(cell) == split]
