@@ -95,6 +95,13 @@ def test_one_column_per_class_makes_a_multi_label_set_with_nan_for_blank(home):
         home.load(text, label="edema,effusion", classes=("oedema",))
 
 
+def test_a_condition_on_labels_finds_a_flag_in_every_form_that_is_read(home):
+    text = "image,edema,effusion\na.png,1,0\nb.png,1.0,0\nc.png,TRUE,1\nd.png,0,1\n"
+    for where, count in (("label=edema", 3), ("label=effusion", 2)):
+        assert len(home.load(text, label="edema,effusion", where=where)) == count
+        assert len(home.load(text, label="edema,effusion").where(where)) == count
+
+
 def test_where_comes_before_labels_and_files_are_looked_at(home):
     home.image("a.png")
     text = "image,label,source\na.png,sick,dev\ngone.png,unheard-of,old\n"

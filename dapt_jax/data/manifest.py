@@ -115,7 +115,8 @@ def load_manifest(
     if len(label_columns) > 1:
         cells = zip(*(columns[name] for name in label_columns), strict=True)
         labels = [
-            "|".join(n for n, cell in zip(label_columns, row, strict=True) if cell == "1") for row in cells
+            "|".join(n for n, cell in zip(label_columns, row, strict=True) if _VALUES.get(cell.casefold()))
+            for row in cells
         ]
     known = {"image": columns[roles.image], LABEL: labels, **columns}
     known |= {"patient": columns[roles.group]} if roles.group else {}
