@@ -93,6 +93,9 @@ def test_one_column_per_class_makes_a_multi_label_set_with_nan_for_blank(home):
         home.load("image,edema,effusion\na.png,-1,0\n", label="edema,effusion")
     with pytest.raises(UserError, match=r"class 'oedema' .*did you mean 'edema'"):
         home.load(text, label="edema,effusion", classes=("oedema",))
+    for label, classes in (("edema,edema", ()), ("edema,effusion", ("edema", "edema"))):
+        with pytest.raises(UserError, match=r"classes name 'edema' twice; expected each class once"):
+            home.load(text, label=label, classes=classes)
 
 
 def test_a_condition_on_labels_finds_a_flag_in_every_form_that_is_read(home):

@@ -91,6 +91,9 @@ class Dataset:
         for part, values in parts.items():
             if len(values) != len(self.images):
                 raise ValueError(f"{self.name}: {len(values)} {part} for {len(self.images)} images")
+        # A class twice would be two columns with one label, or one without images, and count twice in a mean.
+        if twice := [name for name in dict.fromkeys(self.classes) if self.classes.count(name) > 1]:
+            raise UserError(f"{self.name}: classes name {twice[0]!r} twice; expected each class once")
         if not self.multi_label and (negative := np.flatnonzero(self.labels < 0)).size:
             raise UserError(
                 f"{self.name}: {len(negative)} of {len(self)} labels are negative, first: "
