@@ -1,5 +1,6 @@
 """An image and its mask lie on one another in the patient, or are refused; values of masks mean one thing in a set."""
 
+import contextlib
 import itertools
 
 import nibabel
@@ -330,6 +331,31 @@ def test_a_palette_of_black_and_white_is_read_by_its_colours_and_others_by_index
     np.testing.assert_array_equal(
         segment(palette(MARKED, [white, red]), palette(MARKED * 0, [white, red]))[0], MARKED
     )
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (
+            [([[0, 1, 2]], "krg"), ([[0, 1, 1]], "kg")],
+            r"1_m\.png: value 1 .* \(0, 200, 0\), but \(200, 0, 0\) in .*0_m\.png; expected one colour for each value",
+        ),
+        (
+            [([[0, 1, 1]], "kr"), ([[0, 2, 2]], "kgr")],
+            r"1_m\.png: value 2 .* \(200, 0, 0\), but value 1 in .*0_m\.png",
+        ),
+        ([([[1, 0, 0]], "rk")], r"0_m\.png: value 1 .* \(0, 0, 0\), but value 0 in the background"),
+        ([([[0, 1, 2]], "krg"), ([[0, 2, 2]], "krg"), ([[0, 1, 1]], "kk"), ([[0, 1, 2]], "kkk")], ""),
+    ],
+)
+def test_palettes_that_number_colours_anew_in_every_mask_are_refused(segment, masks, message):
+    colours = {"k": (0, 0, 0), "r": (200, 0, 0), "g": (0, 200, 0)}
+    masks = [
+        (np.repeat(values, 6, 0).repeat(2, 1), [colours[each] for each in names]) for values, names in masks
+    ]
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        found = segment(*(palette(*mask) for mask in masks), segments=("background", "a", "b"))
+        np.testing.assert_array_equal(found, [values for values, _ in masks])
 
 
 def test_a_bilevel_or_white_at_zero_tiff_marks_what_is_white_or_what_is_stored(segment):

@@ -3,8 +3,8 @@
 Classes are stored in grey, palette or alpha values; 255 may stand for one class.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from dapt_jax.errors import UserError
 
 _ROUNDING = 1e-3
 _NAMED = 6
+Colour = tuple[int, ...]
+_BLACK = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,19 @@ class Drawn:
     Attributes:
         grey: Values, uint8 [h, w].
         alpha: The alpha channel, uint8 [h, w]; None for a file without one.
+        palette: Colours that the values are indices of, uint8 [k, 3]; None for a file without a palette.
     """
 
     grey: np.ndarray
     alpha: np.ndarray | None = None
+    palette: np.ndarray | None = None
 
     def facts(self) -> "Facts":
         """Return the facts that determine the convention of a set."""
         grey = frozenset(np.unique(self.grey).tolist())
+        if self.palette is not None:
+            colours = dict(enumerate(map(tuple, self.palette.tolist())))
+            return Facts(grey, colours={value: colours[value] for value in sorted(grey) if value in colours})
         if self.alpha is None:
             return Facts(grey)
         clear = self.alpha == 0
@@ -46,11 +53,13 @@ class Facts:
         grey: Values of the grey channel.
         alpha: Values of the alpha channel; None for a file without one.
         agree: Whether transparent pixels are also 0, so that alpha adds no information.
+        colours: Colour of each value that occurs, red, green and blue, in a file with a palette.
     """
 
     grey: frozenset[int]
     alpha: frozenset[int] | None = None
     agree: bool = True
+    colours: Mapping[int, Colour] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,11 @@ def convention(named: Iterable[tuple[str, Facts]]) -> Convention:
         named: Names and facts of the files.
 
     Raises:
-        UserError: Some masks have their classes in the alpha channel and some in grey.
+        UserError: Some masks have their classes in the alpha channel and some in grey, or palettes of several
+            masks differ in the colour of a value.
     """
     files = list(named)
+    _check_palettes(files)
     in_alpha = next((name for name, facts in files if _only_alpha(facts)), None)
     union: set[int] = set()
     for name, facts in files:
@@ -106,6 +117,31 @@ def convention(named: Iterable[tuple[str, Facts]]) -> Convention:
             )
         union |= (facts.alpha or frozenset()) if in_alpha is not None else facts.grey
     return Convention(in_alpha is not None, halved=255 in union and union <= {0, 255})
+
+
+def _check_palettes(files: Sequence[tuple[str, Facts]]) -> None:
+    """Refuse palettes that give one value several colours, or one colour several values.
+
+    Programs that reduce a picture to the colours in it number them anew in every file: the second class is value 1
+    in a mask that lacks the first, and black may be any value.
+
+    Raises:
+        UserError: Two masks differ, or black, the background, is another value than 0.
+    """
+    colours: dict[int, tuple[Colour, str]] = {}
+    values: dict[Colour, tuple[int, str]] = {_BLACK: (0, "the background")}
+    for name, facts in files:
+        if len(set(facts.colours.values())) < len(facts.colours):
+            continue  # a palette that was not filled in tells nothing
+        for value, colour in facts.colours.items():
+            first, there = colours.setdefault(value, (colour, name))
+            other, elsewhere = values.setdefault(colour, (value, name))
+            if (first, other) != (colour, value):
+                as_elsewhere = f"{first} in {there}" if first != colour else f"value {other} in {elsewhere}"
+                raise UserError(
+                    f"{name}: value {value} of its palette is the colour {colour}, but {as_elsewhere}; expected one colour "
+                    "for each value in all masks, with black for 0, or grey masks of class numbers"
+                )
 
 
 def _only_alpha(facts: Facts) -> bool:
@@ -144,10 +180,10 @@ def read(source: Plane) -> Drawn:
         UserError: The file is unreadable or in colour, has values that are not whole numbers from 0 to 255,
             or is a JPEG or lossy WebP file with values other than black and white.
     """
-    alpha: np.ndarray | None = None
+    alpha = palette = None
     if formats.module(source.path) is pixels:
         stored = pixels.stored(source)
-        values, alpha = stored.values, stored.alpha
+        values, alpha, palette = stored.values, stored.alpha, stored.palette
         check_lossless(source, values, stored.lossy)
     else:
         values = formats.values(source)
@@ -155,7 +191,7 @@ def read(source: Plane) -> Drawn:
         if (values != values[..., :1]).any():
             raise UserError(f"{source}: a colour image, expected a mask of class indices (one channel)")
         values = values[..., 0]
-    return Drawn(_classes(source, values), alpha)
+    return Drawn(_classes(source, values), alpha, palette)
 
 
 def check_lossless(source: Plane, values: np.ndarray, lossy: bool) -> None:

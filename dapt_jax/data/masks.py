@@ -132,7 +132,7 @@ def draw(mask: Mask) -> Drawn:
     if isinstance(mask, Tiled):
         whole = mask.recent.get((str(mask.mask), str(mask.on)), lambda: _resized(mask))
         alpha = None if whole.alpha is None else mask.tile.of(whole.alpha)
-        return Drawn(mask.tile.of(whole.grey), alpha)
+        return replace(whole, grey=mask.tile.of(whole.grey), alpha=alpha)
     if isinstance(mask, Rle):
         return Drawn(_unrolled(mask))
     if isinstance(mask, Parts):
@@ -140,7 +140,8 @@ def draw(mask: Mask) -> Drawn:
     drawn = mask_values.read(plane(mask.mask if isinstance(mask, Placed) else mask))
     if not isinstance(mask, Placed):
         return drawn
-    return Drawn(_onto(drawn.grey, mask), None if drawn.alpha is None else _onto(drawn.alpha, mask))
+    alpha = None if drawn.alpha is None else _onto(drawn.alpha, mask)
+    return replace(drawn, grey=_onto(drawn.grey, mask), alpha=alpha)
 
 
 def read(mask: Mask) -> np.ndarray:
@@ -188,7 +189,8 @@ def _resized(mask: Tiled) -> tuple[Drawn, int]:
         for layer in (drawn.grey, drawn.alpha)
     ]
     assert layers[0] is not None
-    return Drawn(layers[0], layers[1]), sum(layer.nbytes for layer in layers if layer is not None)
+    resized = replace(drawn, grey=layers[0], alpha=layers[1])
+    return resized, sum(layer.nbytes for layer in layers if layer is not None)
 
 
 def of_other_size(mask: tuple[int, ...], image: tuple[int, int]) -> str:

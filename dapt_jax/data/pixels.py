@@ -171,11 +171,13 @@ class Stored:
         values: [h, w], or [h, w, 3] for a colour file.
         alpha: The alpha channel, uint8 [h, w]; None for a file without one.
         lossy: Whether the format changes values.
+        palette: Colours that the values are indices of, uint8 [k, 3]; None for values of another kind.
     """
 
     values: np.ndarray
     alpha: np.ndarray | None = None
     lossy: bool = False
+    palette: np.ndarray | None = None
 
 
 def stored(source: Plane) -> Stored:
@@ -198,7 +200,7 @@ def stored(source: Plane) -> Stored:
             )
         values = np.asarray(ImageOps.exif_transpose(image))
         if mode == "P":
-            return Stored(_of_palette(values, image.getpalette() or []))
+            return _of_palette(values, np.array(image.getpalette() or [], np.uint8).reshape(-1, 3))
         if mode == "L" and _tag(image, _PHOTOMETRIC) == 0 and not is_black_and_white(values):
             # For fewer than 8 bits, Pillow has scaled the values as well.
             bits = max(_tag(image, _BITS_PER_SAMPLE) or (8,))
@@ -231,11 +233,10 @@ def is_black_and_white(values: np.ndarray) -> bool:
     return bool(((values == 0) | (values == 255)).all())
 
 
-def _of_palette(indices: np.ndarray, palette: list[int]) -> np.ndarray:
-    colours = np.array(palette, np.uint8).reshape(-1, 3)
-    if len(colours) and (colours[0] == 255).all() and not colours[1:].any():
-        return np.where(indices == 0, np.uint8(255), np.uint8(0))
-    return indices
+def _of_palette(indices: np.ndarray, palette: np.ndarray) -> Stored:
+    if len(palette) and (palette[0] == 255).all() and not palette[1:].any():
+        return Stored(np.where(indices == 0, np.uint8(255), np.uint8(0)))
+    return Stored(indices, palette=palette)
 
 
 def windowed(found: Samples, source: Plane) -> Samples:
