@@ -149,6 +149,13 @@ def test_shenzhen_is_read_by_its_lists_or_by_its_names(tmp_path):
     assert data.labels.tolist() == [1, 0, 1]
     text(tmp_path / "ShenzenCXR_valid_data.txt", " ,0\n")
     refused(tmp_path, "shenzhen", r"ShenzenCXR_valid_data\.txt: row 1: no image named")
+    text(tmp_path / "ShenzenCXR_valid_data.txt", rows["valid"])
+    grey(tmp_path / "Augmented" / "CHNCXR_0001_0.png")
+    refused(
+        tmp_path,
+        "shenzhen",
+        r"CHNCXR_0001_0\.png may be Augmented/CHNCXR_0001_0\.png or CXR_png/.*; expected one",
+    )
 
 
 # --- CheXpert

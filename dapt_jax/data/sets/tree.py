@@ -72,17 +72,25 @@ def lists(root: Path, names: Sequence[str], required: bool = True) -> list[tuple
 def finder(root: Path) -> Callable[[str], Path]:
     """Return a function from an image's name in a list to its file, in any folder and format.
 
-    A name that matches nothing gives the path where the file was expected.
+    A name that matches nothing gives the path where the file was expected; one that matches several files, such as
+    originals and smaller copies, is refused by the function.
     """
-    known: dict[str, Path] = {}
+    known: dict[str, list[Path]] = {}
 
     def find(written: str) -> Path:
         direct = named(root, written)
         if direct.is_file():
             return direct
         if not known:
-            known.update({stem(file.name): file for file in reversed(images(root))})
-        return known.get(stem(direct.name), direct)
+            for file in images(root):
+                known.setdefault(stem(file.name), []).append(file)
+        fitting = known.get(stem(direct.name), [direct])
+        if len(fitting) > 1:
+            raise UserError(
+                f"{root}: {written} may be {fitting[0].relative_to(root)} or {fitting[1].relative_to(root)}; expected "
+                "one file of that name below the folder: keep masks and other versions elsewhere"
+            )
+        return fitting[0]
 
     return find
 
