@@ -238,6 +238,16 @@ def test_a_missing_manifest_names_the_nearest_file(home):
         ("", {}, "no rows"),
         ("image,label\na.png,x\nb.png\n", {}, "row 3: 1 cells, expected 2 as in the header"),
         ("image,label,label\na.png,x,y\n", {}, "column 'label' is there twice"),
+        (
+            "image,label,patient\na.png,x,P1\nb.png,y,#REF!\n",
+            {},
+            r"row 3: '#REF!' in column 'patient' is the error of a formula; expected its value, or blank",
+        ),
+        (
+            "image,edema,pleural\na.png,#DIV/0!,1\n",
+            {"label": "edema,pleural"},
+            "row 2: '#DIV/0!' in column 'edema'",
+        ),
         ("image,label\na.png,\n", {}, r"row 2: a\.png has no label; expected a name in column 'label'"),
         ("image,label\n,x\n", {}, "row 2: no image named"),
         ("image,label\na.png,x\n", {"on_bad_image": "skp"}, "on_bad_image='skp'; did you mean 'skip'"),
@@ -273,6 +283,21 @@ def test_a_wrong_manifest_is_one_line_that_names_the_row_and_the_remedy(home, te
     with pytest.raises(UserError, match=message) as caught:
         home.load(text, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "image;label;Patient ID\na.png;x;1,23E+15\n",
+            r"row 2: '1,23E\+15' in column 'Patient ID' is a number that a spreadsheet has rounded",
+        ),
+    ],
+)
+def test_what_a_spreadsheet_or_another_name_of_an_image_spoils_is_told(home, text, message):
+    home.image("a.png")
+    with pytest.raises(UserError, match=message):
+        load_manifest(home.manifest(text, images=False), image_size=8)
 
 
 def test_text_in_another_encoding_is_refused(home):

@@ -10,14 +10,14 @@ unambiguous, and `Dataset.notes` lists them; see `dapt_jax.data.columns`.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dapt_jax.data import identity, records
-from dapt_jax.data.columns import columns_of
+from dapt_jax.data.columns import Roles, columns_of
 from dapt_jax.data.dataset import LABEL, Dataset, matching
 from dapt_jax.data.decode import CACHE_BYTES
 from dapt_jax.data.lists import read_columns
@@ -29,6 +29,8 @@ from dapt_jax.errors import UserError, nearest
 
 _INDEX = re.compile(r"\[(\d+)\]$")
 _UNLABELLED = ""
+_FORMULA_ERROR = re.compile(r"#(?:REF!|VALUE!|DIV/0!|NUM!|NULL!|NAME\?)")
+_ROUNDED = re.compile(r"\d(?:[.,]\d+)?E\+\d{2,}")
 _VALUES = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 
@@ -99,6 +101,7 @@ def load_manifest(
     roles = columns_of(manifest, columns, find, label=label, group=group, needs_label=needs_label)
     if label and not roles.labels:  # a set of masks, whose images are of one class
         columns, roles = {**columns, LABEL: ["unlabelled"] * len(places)}, replace(roles, labels=(LABEL,))
+    _check_cells(manifest, places, columns, roles)
     if roles.split:
         columns.setdefault("split", columns[roles.split])
         groups = [identity.patient(cell) for cell in columns.get(roles.group, [""] * len(places))]
@@ -202,6 +205,22 @@ def load_manifest(
         notes=roles.notes,
     )
     return dataset if label else dataset.without_labels()
+
+
+def _check_cells(
+    manifest: Path, places: Sequence[str], columns: Mapping[str, Sequence[str]], roles: Roles
+) -> None:
+    """Refuse what a spreadsheet has put in the place of a value, which would be one patient or class for many."""
+    for column in filter(None, (roles.image, *roles.labels, roles.mask, roles.group, roles.split)):
+        for place, cell in zip(places, columns[column], strict=True):
+            at = f"{manifest}: {place}: {cell!r} in column {column!r}"
+            if _FORMULA_ERROR.fullmatch(cell):
+                raise UserError(f"{at} is the error of a formula; expected its value, or blank")
+            if column == roles.group and _ROUNDED.fullmatch(cell):
+                raise UserError(
+                    f"{at} is a number that a spreadsheet has rounded, and several patients may share it; expected all "
+                    "of its digits: format the column as text before numbers are entered"
+                )
 
 
 def _is_unlabelled(cell: str, named: Collection[str]) -> bool:
