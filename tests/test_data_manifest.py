@@ -292,6 +292,10 @@ def test_a_wrong_manifest_is_one_line_that_names_the_row_and_the_remedy(home, te
             "image;label;Patient ID\na.png;x;1,23E+15\n",
             r"row 2: '1,23E\+15' in column 'Patient ID' is a number that a spreadsheet has rounded",
         ),
+        (
+            "image,label\na.png,x\na.png[0],y\n",
+            r"row 3: a\.png\[0\] is in row 2 already, as 'x', and here as 'y'",
+        ),
     ],
 )
 def test_what_a_spreadsheet_or_another_name_of_an_image_spoils_is_told(home, text, message):

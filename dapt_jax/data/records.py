@@ -84,7 +84,10 @@ def check_once(records: Sequence[Record], origin: str) -> None:
     seen: dict[Path | Plane, Record] = {}
     for record in records:
         image = plane(record.image)
-        first = seen.setdefault(replace(image, path=Path(true_path(image.path))), record)
+        # Of a file that holds one picture, the picture 0 is the whole.
+        first = seen.setdefault(
+            replace(image, path=Path(true_path(image.path)), index=image.index or 0), record
+        )
         if first is not record:
             labels = (
                 f", as {'|'.join(first.labels)!r}, and here as {'|'.join(record.labels)!r}"
