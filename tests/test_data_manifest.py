@@ -289,6 +289,10 @@ def test_a_wrong_manifest_is_one_line_that_names_the_row_and_the_remedy(home, te
     ("text", "message"),
     [
         (
+            "Our cohort,,\nimage,label,patient\na.png,x,P1\n",
+            "no name above the values of columns 2, 3; expected the first row to be a header such as image,label",
+        ),
+        (
             "image;label;Patient ID\na.png;x;1,23E+15\n",
             r"row 2: '1,23E\+15' in column 'Patient ID' is a number that a spreadsheet has rounded",
         ),

@@ -24,7 +24,6 @@ class Roles:
         group: The column of patients; "" if there is none.
         split: The column of splits; "" if there is none.
         mask: The column of masks; "" if there is none.
-        mask: The column of masks; "" where there is none.
         find: Finds the files of images: beside the table, or in the only folder below it that holds all of
             them.
         notes: A line for each column that was used although it has another name, and for one that seems to

@@ -144,6 +144,12 @@ def read_columns(
     columns = [(name, [row[index] for row in rows]) for index, name in enumerate(header)]
     columns = [(name, cells) for index, (name, cells) in enumerate(columns) if name or (index and any(cells))]
     names = [name for name, _ in columns]
+    if names.count("") > 1:
+        nameless = ", ".join(str(index + 1) for index, name in enumerate(header) if not name)
+        raise UserError(
+            f"{path}: no name above the values of columns {nameless}; expected the first row to be a header such as "
+            f"{example}"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: column {twice[0]!r} is there twice")
     return places, dict(columns)
