@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from dapt_jax.data.manifest import load_manifest
 from dapt_jax.errors import UserError
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
@@ -16,6 +18,7 @@ from dapt_jax.study.adapt import adapt
 from dapt_jax.study.prepare import prepare
 from dapt_jax.training.context import RunContext
 from dapt_jax.weights import export
+from tests import medical_files as write
 from tests.command import ROOT, rows, run, write_config
 from tests.configs import tiny_study
 
@@ -229,6 +232,23 @@ def test_arms_whose_numbers_a_change_concerned_are_refused_and_no_others(tmp_pat
     without_versions()
     with pytest.raises(UserError, match=r"its strategy 'new' is of version 1 of the computation"):
         claim("fixed", "new")
+
+
+def test_volumes_without_patients_that_have_moved_are_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = ["image,label,patient"]
+    for number in range(3):
+        write.nifti(tmp_path / "a" / f"{number}.nii.gz", rng.integers(0, 999, (8, 8, 2)).astype(np.int16))
+        patient = "P1" if number == 2 else ""
+        rows += [f"{number}.nii.gz[{index}],{'xy'[index]},{patient}" for index in range(2)]
+    (tmp_path / "a" / "m.csv").write_text("\n".join(rows))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c" / "m.csv").write_text("\n".join(rows).replace("P1", "P2"))
+    study = types.SimpleNamespace(scores=None)
+    a, b, c = (contents._of_set(study, load_manifest(tmp_path / x / "m.csv", image_size=8)) for x in "abc")
+    assert a == b
+    assert {part for part in a if a[part] != c[part]} == {"patients and volumes"}
 
 
 @pytest.mark.parametrize("found", [[], "x", {"weights": "x"}, {"weights": {"file": 1}}])

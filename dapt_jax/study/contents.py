@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dapt_jax.data import near_duplicates
+from dapt_jax.data import facts, near_duplicates
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import redact
 from dapt_jax.settings.schema import ON_LEAK
@@ -182,16 +182,19 @@ def _of_weights(report: MergeReport, strategies: Iterable[Strategy]) -> dict[str
 def _of_set(study: Study, dataset: Dataset) -> dict[str, str]:
     """Return the digests of a set's images by their decoded pixels, of its labels, patients and masks.
 
-    Images without a patient are each their own, under a name that may hold the folder of the data: of these
-    the order counts, which splits depend on.
+    Images without a patient are each their own, or that of their volume, under a name that may hold the folder of the
+    data: of these the order counts, which splits depend on. Sets of volumes have a part of their own, which versions
+    without it did not write: there the folder of the data counted.
     """
-    alone = np.asarray(dataset.groups) == np.asarray(dataset.images.names)
+    unnamed = facts.unnamed(dataset)
+    are_images = np.array_equal(unnamed, np.asarray(dataset.groups) == np.asarray(dataset.images.names))
     order = np.unique(dataset.groups, return_inverse=True)[1].astype("<i8")
+    named = "\0".join(map(str, dataset.groups[~unnamed])).encode()
     about = (dataset.classes, dataset.labels.dtype.str, dataset.labels.shape, dataset.uncertain)
     found = {
         "images": _digest(near_duplicates.looks(dataset.images).digests.astype("<u8").tobytes()),
         "labels": _digest(repr(about).encode(), dataset.labels.tobytes()),
-        "patients": _digest(order.tobytes(), "\0".join(map(str, dataset.groups[~alone])).encode()),
+        "patients" if are_images else "patients and volumes": _digest(order.tobytes(), named),
     }
     if dataset.segments:
         about_masks = repr((dataset.segments, dataset.overlapping)).encode()
