@@ -89,6 +89,16 @@ def test_seeds_give_different_splits():
     assert len(splits) == 5
 
 
+def test_images_without_a_patient_are_dealt_alike_whether_the_folder_of_the_data_is_absolute():
+    labels = np.arange(40) % 2
+    dealt = [
+        [held.tolist() for _, held in grouped_folds(labels, np.array(groups), 4, seed=0)]
+        for folder in ("data/", "/data/", "Data/", "/mnt/x/")
+        if (groups := [f"{folder}{row:02}.png" if row % 4 == 0 else f"P{row // 2}" for row in range(40)])
+    ]
+    assert all(each == dealt[0] for each in dealt)
+
+
 def test_a_class_with_a_single_patient_stays_in_training_even_if_most_is_held_out():
     labels = np.array([0] * 30 + [1])
     for seed in range(10):

@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from dapt_jax.data import identity, intensity
+from dapt_jax.data import identity, intensity, splits
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.plane import Source, plane
@@ -251,11 +251,12 @@ def merged(dataset: Dataset) -> Merged:
     key = f"{dataset.fingerprint()} {dataset.merge_look_alikes}"
     if key in _merged:
         return _merged[key]
-    names, member = np.unique(dataset.groups, return_inverse=True)
+    names, member = splits.in_order(dataset.groups)
     own = set(dataset.images.names)
     spellings = identity.near_spellings(name for name in names.tolist() if name not in own)
     links = [(name, group[0]) for group in spellings for name in group[1:]]
-    edges = [tuple(np.searchsorted(names, link)) for link in links]
+    places = {name: place for place, name in enumerate(names.tolist())}
+    edges = [(places[name], places[other]) for name, other in links]
     pairs = []
     if dataset.merge_look_alikes:
         pairs = [(a, b) for a, b in duplicates(dataset, dataset) if member[a] != member[b]]

@@ -7,6 +7,7 @@ warns or fails if a class has fewer images than there are folds, which is common
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -124,6 +125,27 @@ def check_disjoint(
         )
 
 
+def in_order(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the names of groups in the order that splits depend on, and the place of each image's group in it.
+
+    An image without a patient is a group under its path. Paths come first, as absolute ones do by themselves: where
+    the patients come must not depend on whether the folder of the data was given relative to another.
+
+    >>> names, members = in_order(np.array(["P2", "data/a.png", "P1", "P2"]))
+    >>> names.tolist(), members.tolist()
+    (['data/a.png', 'P1', 'P2'], [2, 0, 1, 2])
+
+    Args:
+        groups: str or int [n].
+
+    Returns:
+        The names, [k], and int64 [n].
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    order = np.argsort([os.sep not in str(name) for name in names.tolist()], kind="stable")
+    return names[order], np.argsort(order)[members]
+
+
 def _deal(
     labels: np.ndarray,
     groups: np.ndarray,
@@ -151,7 +173,7 @@ def _deal(
 def _deal_anew(
     labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, purpose: str, lone: int | None
 ) -> np.ndarray:
-    names, members = np.unique(groups, return_inverse=True)
+    names, members = in_order(groups)
     if len(names) < len(shares):
         raise UserError(f"{purpose}: needs at least {len(shares)} patients (groups), there are {len(names)}")
     counts = _counts(labels, members, len(names))

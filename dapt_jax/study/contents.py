@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dapt_jax.data import facts, near_duplicates
+from dapt_jax.data import facts, near_duplicates, splits
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import redact
 from dapt_jax.settings.schema import ON_LEAK
@@ -188,7 +188,7 @@ def _of_set(study: Study, dataset: Dataset) -> dict[str, str]:
     """
     unnamed = facts.unnamed(dataset)
     are_images = np.array_equal(unnamed, np.asarray(dataset.groups) == np.asarray(dataset.images.names))
-    order = np.unique(dataset.groups, return_inverse=True)[1].astype("<i8")
+    order = splits.in_order(dataset.groups)[1].astype("<i8")
     named = "\0".join(map(str, dataset.groups[~unnamed])).encode()
     about = (dataset.classes, dataset.labels.dtype.str, dataset.labels.shape, dataset.uncertain)
     found = {
