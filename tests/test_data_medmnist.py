@@ -66,13 +66,17 @@ def test_the_published_counts_and_classes_are_those_of_the_papers():
 
 def test_a_folder_holds_a_file_per_size_and_images_are_resized(tmp_path):
     np.savez(tmp_path / "breastmnist_64.npz", **arrays("breastmnist", 64))
-    data = read(tmp_path, "breastmnist", image_size=16, pixels=64, classes=["normal, benign"])
+    data = read(tmp_path, "breastmnist", image_size=16, pixels=64, drop_classes=["malignant"])
     assert data.images.batch([0]).shape == (1, 16, 16, 3)
     assert data.classes == ("normal, benign",)
     with pytest.raises(UserError, match=r"no breastmnist_128\.npz; did you mean 'breastmnist_64\.npz'\?"):
         read(tmp_path, "breastmnist", pixels=128)
     with pytest.raises(UserError, match="pixels=32; expected one of 28, 64, 128, 224"):
         read(tmp_path, "breastmnist", pixels=32)
+    with pytest.raises(
+        UserError, match=r"label 'malignant' \(\d+ images\) is not in classes; .* drop_classes"
+    ):
+        read(tmp_path, "breastmnist", pixels=64, classes=["normal, benign"])
     with pytest.raises(UserError, match="no class 'benign'"):
         read(tmp_path, "breastmnist", pixels=64, drop_classes=["benign"])
 

@@ -101,7 +101,7 @@ def test_a_prepared_tfds_set_is_read(shared_data):
     [
         ({"split": "tran"}, r"no split 'tran'; did you mean 'train'\?"),
         ({"label": "lable"}, r"no feature 'lable'; did you mean 'label'\?"),
-        ({"classes": ("a",)}, "label 'b' is not in classes"),
+        ({"classes": ("a",)}, r"label 'b' \(\d+ images\) is not in classes"),
         ({"path": "wbc"}, "wbc: no prepared TFDS set; expected a folder with dataset_info.json"),
     ],
 )

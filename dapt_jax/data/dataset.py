@@ -341,6 +341,32 @@ class Dataset:
         return hashed.hexdigest()
 
 
+def with_classes(dataset: Dataset, classes: Sequence[str], dropped: Sequence[str], origin: str) -> Dataset:
+    """Return a set with the classes that its description names.
+
+    Args:
+        dataset: The set, with all of its classes.
+        classes: The classes in the wanted order; empty for all.
+        dropped: Classes that are left out with their images (in a multi-label set, without them).
+        origin: The file or set to name in an error.
+
+    Raises:
+        UserError: The set does not have one of the classes, or images of one label have a class in neither.
+    """
+    for name in (*classes, *dropped):
+        if name not in dataset.classes:
+            raise UserError(f"{origin}: no class {name!r}; {nearest(name, dataset.classes)}")
+    kept = [name for name in dataset.classes if name not in dropped]
+    counts = {} if dataset.multi_label else dataset.class_counts()
+    for name in kept:
+        if classes and name not in classes and counts.get(name):
+            raise UserError(
+                f"{origin}: label {name!r} ({counts[name]} images) is not in classes; {nearest(name, classes)}; images to "
+                "leave out go into drop_classes"
+            )
+    return dataset.keep_classes([name for name in classes or kept if name not in dropped])
+
+
 def matching(columns: Mapping[str, Sequence[str] | np.ndarray], condition: str, origin: str) -> np.ndarray:
     """Return which rows satisfy a condition.
 

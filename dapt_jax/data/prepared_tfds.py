@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.dataset import Dataset, with_classes
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.framing import Framing
 from dapt_jax.data.plane import one_line
@@ -118,16 +118,7 @@ def load_tfds(
         columns={"split": np.array(splits, dtype=str)},
         masks=np.stack(masks) if mask else None,
     ).where(where)
-    for dropped in drop_classes:
-        if dropped not in found.classes:
-            raise UserError(f"{folder}: drop_classes names {dropped!r}; {nearest(dropped, found.classes)}")
-    kept = [known for known in found.classes if known not in drop_classes]
-    if classes:
-        present = {known for known, count in found.class_counts().items() if count}
-        for outside in kept:
-            if outside in present and outside not in classes:
-                raise UserError(f"{folder}: label {outside!r} is not in classes; {nearest(outside, classes)}")
-    return found.keep_classes(classes or kept)
+    return with_classes(found, classes, drop_classes, str(folder))
 
 
 def _version_folder(path: Path) -> Path:

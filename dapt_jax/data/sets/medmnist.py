@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from dapt_jax.data import limits
-from dapt_jax.data.dataset import Dataset
+from dapt_jax.data.dataset import Dataset, with_classes
 from dapt_jax.data.decode import ImageStore
 from dapt_jax.data.framing import Framing
 from dapt_jax.data.sets.registry import CLASSIFICATION, SETS, Entry
@@ -73,7 +73,8 @@ def load_medmnist(
         image_size: Side of the images in pixels.
         pixels: Side of the images in the file to look for in a folder: 28, 64, 128 or 224.
         where: Condition that selects images, such as "split=train", see `Dataset.where`.
-        classes: The classes in the wanted order; by default those of the set.
+        classes: The classes in the wanted order, with the dropped ones all that images have; by default those of the
+            set.
         drop_classes: Classes whose images (in a multi-label set, whose labels) are left out.
         crop: Side in pixels of a centre crop before resizing, see `dapt_jax.data.decode.decode`.
         name: Name of the data set; by default the flag.
@@ -124,10 +125,7 @@ def load_medmnist(
         columns={"split": splits},
         ordinal=known.kind == "ordinal",
     ).where(where)
-    for unknown in (*classes, *drop_classes):
-        if unknown not in known.classes:
-            raise UserError(f"{file}: no class {unknown!r}; {nearest(unknown, known.classes)}")
-    return dataset.keep_classes([c for c in classes or known.classes if c not in drop_classes])
+    return with_classes(dataset, classes, drop_classes, str(file))
 
 
 def _check_names(archive: zipfile.ZipFile, file: Path) -> None:
