@@ -328,6 +328,14 @@ def test_a_palette_of_black_and_white_is_read_by_its_colours_and_others_by_index
     black, white, red = (0, 0, 0), (255, 255, 255), (200, 0, 0)
     np.testing.assert_array_equal(segment(palette(1 - MARKED, [white, black]))[0], MARKED)
     np.testing.assert_array_equal(segment(palette(MARKED, [black, white]))[0], MARKED)
+    one_bit = lambda path: Image.fromarray(MARKED * 255).convert("1").save(path)  # noqa: E731
+    mixed = (
+        grey(MARKED * 255),
+        one_bit,
+        palette(MARKED, [black, white]),
+        palette(1 - MARKED, [white, black]),
+    )
+    np.testing.assert_array_equal(segment(*mixed), [MARKED] * 4)
     np.testing.assert_array_equal(
         segment(palette(MARKED, [white, red]), palette(MARKED * 0, [white, red]))[0], MARKED
     )

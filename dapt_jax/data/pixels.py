@@ -185,8 +185,8 @@ def stored(source: Plane) -> Stored:
 
     These are palette indices rather than colours, and the uninverted values of white-at-zero files.
 
-    A palette of only black and white is read by its colours, whichever is first. In a white-at-zero file with
-    two values, white is 255.
+    A palette of only black and white is read by its colours, whichever is first. There, in a file of one bit and in a
+    white-at-zero file with two values, white is 255.
     """
     with limits.border(source.path, _EXPECTED), _image(source) as image:
         raw = _raw_mode(image)
@@ -205,6 +205,8 @@ def stored(source: Plane) -> Stored:
             # For fewer than 8 bits, Pillow has scaled the values as well.
             bits = max(_tag(image, _BITS_PER_SAMPLE) or (8,))
             return Stored((255 - values) // (255 // ((1 << bits) - 1)))
+        if mode == "1":  # white is that of 8 bits, which other masks of the set may have
+            return Stored(values * np.uint8(255))
         if mode in ("LA", "PA", "RGBA"):
             return Stored(values[..., 0] if mode != "RGBA" else values[..., :3], values[..., -1])
         return Stored(values, lossy=lossy)
@@ -234,8 +236,9 @@ def is_black_and_white(values: np.ndarray) -> bool:
 
 
 def _of_palette(indices: np.ndarray, palette: np.ndarray) -> Stored:
-    if len(palette) and (palette[0] == 255).all() and not palette[1:].any():
-        return Stored(np.where(indices == 0, np.uint8(255), np.uint8(0)))
+    white = (palette == 255).all(axis=1)
+    if white[:2].sum() == 1 and not palette[~white].any() and (white[0] or indices.max(initial=0) <= 1):
+        return Stored(np.where(indices == white.argmax(), np.uint8(255), np.uint8(0)))
     return Stored(indices, palette=palette)
 
 
