@@ -268,6 +268,12 @@ def test_a_missing_manifest_names_the_nearest_file(home):
         ),
         ("image,label\na.png,x\n", {"classes": ("x", "x")}, "classes name 'x' twice"),
         (
+            "image,label\na.png,0\nb.png,1\nc.png,False\nd.png,True\n",
+            {},
+            r"row 4: label 'False' \(1 rows\), elsewhere '0' \(1 rows\); expected one spelling",
+        ),
+        ("image,label\na.png,no\nb.png,Yes\nc.png,1.0\n", {}, r"label 'Yes' \(1 rows\), elsewhere '1.0'"),
+        (
             "image,label,patient,split\na.png,x,P006,train\nb.png,x,P007,train\nc.png,x,P007,test\n",
             {"where": "split=train"},
             r"patient P007 is in splits 'train' and 'test' \(rows 3, 4\)",

@@ -38,6 +38,8 @@ from dapt_jax.errors import UserError, nearest
 
 ON_BAD_IMAGE = ("error", "skip")
 _UID = re.compile(r"\d+(\.\d+)+")
+_FLAGS = ({"0", "false", "no"}, {"1", "true", "yes"})
+"""Labels that say the same, as `identity.spelling` gives them."""
 _JOINING = (";", ",", "/", "+")
 """Signs by which tables join labels in their own way; this library's is |."""
 
@@ -185,11 +187,16 @@ def resolve_classes(records: Sequence[Record], classes: Sequence[str], origin: s
 
     Raises:
         UserError: A record has a label outside `classes`, a class is named twice, or, without `classes`, a label
-            has two spellings or is several others that another sign than | joins.
+            has two spellings, as `1` and `True` are, or is several others that another sign than | joins.
     """
     present = Counter(label for record in records for label in record.labels)
     if not classes:
-        for first, other, *_ in identity.near_spellings(present):
+        # Tables that were joined say the same in numbers and in words.
+        flags = (
+            tuple(name for name in sorted(present) if identity.spelling(name) in same) for same in _FLAGS
+        )
+        alike = [*identity.near_spellings(present), *(names for names in flags if len(names) > 1)]
+        for first, other, *_ in alike:
             place = next(record.place for record in records if other in record.labels)
             raise UserError(
                 f"{origin}: {place}: label {other!r} ({present[other]} rows), elsewhere {first!r} "
