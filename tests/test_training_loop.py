@@ -231,6 +231,20 @@ def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits_and_counts(tm
     assert counts(rows) == counts(quiet_rows)
 
 
+def test_a_run_that_stopped_inside_an_epoch_goes_on_there_with_activations_cached_since(tmp_path):
+    phase = Phase("head", 4, ("head",), 1e-2, augment=False)
+    runs = {mode: tiny.make_run([phase], encoder=ENCODER, data=DATA, cache=mode) for mode in ("off", "auto")}
+    quiet, quiet_rows = train(runs["off"])
+    with pytest.raises(KilledError):
+        train(runs["off"], tmp_path, **SAVE_ALWAYS, heartbeat=Killer(7))
+    assert max(saved_steps(tmp_path)) == 6  # of 4 in an epoch
+    resumed, rows = train(runs["auto"], tmp_path)
+    assert rows[0].steps == runs["auto"].timeline.steps
+    np.testing.assert_allclose(curve(rows), curve(quiet_rows), rtol=1e-5)
+    for one, other in zip(quiet, resumed, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def saved_steps(folder):
     return {int(path.name) for path in (folder / "state").iterdir() if path.name.isdigit()}
 

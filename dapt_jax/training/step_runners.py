@@ -119,7 +119,9 @@ def choose(
     """
     if not isinstance(activations, DeviceActivations) or not isinstance(targets, DeviceActivations | None):
         return ImageSteps(setup, activations, targets)
-    if fuse and isinstance(clean, DeviceActivations) and FusedEpochs.applies(setup.program):
+    # Fused epochs are whole ones. A run goes on inside an epoch where its activations were not cached before.
+    is_whole = setup.first_step % setup.run.steps_per_epoch == 0
+    if fuse and is_whole and isinstance(clean, DeviceActivations) and FusedEpochs.applies(setup.program):
         return FusedEpochs(setup, activations, clean)
     return CachedSteps(setup, activations, targets)
 
