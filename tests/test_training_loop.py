@@ -326,6 +326,8 @@ def test_the_checkpoints_of_another_run_are_refused_and_its_surroundings_may_cha
             UserError, match=rf"state holds checkpoints of another run: other are its {part}; expected"
         ):
             train(other, tmp_path)
+    with pytest.raises(UserError, match="of another run: other are its phases; expected"):  # with fewer steps
+        train(tiny.make_run([dataclasses.replace(phase, epochs=1)], **options), tmp_path)
     for meta in (tmp_path / "state").glob("*/meta/metadata"):
         stored = json.loads(meta.read_text())
         assert stored.pop("run")

@@ -211,11 +211,11 @@ class CheckpointFolder:
         for step in sorted(self._manager.all_steps(), reverse=True):
             if at_most is not None and step > at_most:
                 continue
-            abstract = layout(step)
             try:
-                # First, since the arrays of another run may be of another layout.
+                # First, since another run may have fewer steps, and arrays of another layout.
                 meta = dict(self._item(step, meta=ocp.args.JsonRestore()).meta)
                 self._check_same(meta.pop("source", self._source), meta.pop("run", {}))
+                abstract = layout(step)
                 leaves = self._arrays(step, _flat(abstract))
             except UserError:
                 raise
