@@ -10,6 +10,12 @@ fail() {
   exit "${2:-1}"
 }
 
+# whole NAME VALUE LEAST: refuses a flag or variable that is not a whole number from LEAST on: as arithmetic, a word would end the
+# script where it is first read, which may be hours later, and 0 processes would do nothing and succeed.
+whole() {
+  if [[ ! $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < $3)); then fail "$1 is '$2'; expected a whole number from $3" 2; fi
+}
+
 # run CMD...: runs a command, or prints it where DRY_RUN is set, quoted so that it can be pasted.
 run() {
   if [[ -n "${DRY_RUN:-}" ]]; then

@@ -31,6 +31,10 @@ while (($#)); do
   shift
 done
 (($#)) || fail "no flags of a study; expected -- --config=FILE --workdir=FOLDER" 2
+whole --processes "$PROCESSES" 1
+whole --restarts "$RESTARTS" 0
+whole --port "$PORT" 1
+whole GRACE_S "$GRACE_S" 0
 
 # glibc reads its settings when a process starts: given here, the command does not have to start itself again.
 if [[ ${DAPT_JAX_ALLOCATOR:-} != off && $(uname -s) == Linux ]]; then

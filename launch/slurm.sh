@@ -28,6 +28,8 @@ while (($#)); do
   shift
 done
 (($#)) || fail "no flags of a study; expected -- --config=FILE --workdir=FOLDER" 2
+whole TRIES "$TRIES" 1
+whole POLL_S "$POLL_S" 0
 
 script=$(dirname "${BASH_SOURCE[0]}")/slurm.sbatch
 submit=(sbatch --parsable ${options[@]+"${options[@]}"} "$script" "$@")

@@ -42,6 +42,10 @@ done
 [[ -n $ACTION ]] || fail "no action; expected create, setup, run, tail or delete" 2
 [[ -n $NAME && -n $ZONE ]] || fail "no --name or no --zone; expected both, such as --name=dapt --zone=us-west4-a" 2
 [[ $ACTION != run || $# -gt 0 ]] || fail "no flags of a study; expected -- --config=FILE --workdir=FOLDER" 2
+whole --restarts "$RESTARTS" 0
+whole POLL_S "$POLL_S" 0
+whole WAIT_S "$WAIT_S" 0
+whole TRIES "$TRIES" 1
 
 WHERE=(--zone="$ZONE")
 [[ -z $PROJECT ]] || WHERE+=(--project="$PROJECT")

@@ -129,6 +129,11 @@ def test_a_dry_run_prints_the_commands_and_calls_nothing(world, script):
         ("kubernetes/launch.sh", ["run", "--name=Big"], "expected lower-case letters"),
         ("kubernetes/launch.sh", ["run", "--name=a", "--platform=vms"], "expected tpu-gke, gpu-gke or gpu"),
         ("kubernetes/launch.sh", ["run", "--name=a"], "no --image"),
+        ("local.sh", ["--processes=0", *STUDY], "--processes is '0'; expected a whole number from 1"),
+        ("local.sh", ["--restarts=many", *STUDY], "--restarts is 'many'; expected a whole number from 0"),
+        ("local.sh", ["--port=08", *STUDY], "--port is '08'; expected a whole number from 1"),
+        ("tpu_vm.sh", ["run", "--name=a", "--zone=b", "--restarts=many", *STUDY], "--restarts is 'many'"),
+        ("kubernetes/launch.sh", ["run", "--name=a", "--hosts=two"], "--hosts is 'two'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(world, script, arguments, words):

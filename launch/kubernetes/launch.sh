@@ -52,6 +52,10 @@ case $PLATFORM in
   gpu-gke) : "${HOSTS:=1}" "${CHIPS:=1}" "${ACCELERATOR:=nvidia-l4}" ;;
   gpu) : "${HOSTS:=1}" "${CHIPS:=1}" ;;
 esac
+whole --hosts "$HOSTS" 1
+whole --chips "$CHIPS" 1
+whole POLL_S "$POLL_S" 0
+whole TRIES "$TRIES" 1
 
 # rendered FLAG...: the manifest with the settings in their places; the flags as a JSON list, which is YAML.
 rendered() {
