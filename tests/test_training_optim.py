@@ -145,6 +145,12 @@ def test_the_plateau_waits_and_then_halves():
     assert plateau.update(state, 0.5) == PlateauState(0.5, 0.5, 0)
 
 
+def test_a_plateau_that_would_raise_the_rate_is_refused():
+    for factor in (1.0, 2.0):
+        with pytest.raises(UserError, match=f"factor is {factor}; expected more than 0 and less than 1"):
+            Plateau(factor=factor)
+
+
 def test_unknown_settings_name_the_valid_ones():
     with pytest.raises(UserError, match="did you mean 'adam'"):
         Optimizer("adams")

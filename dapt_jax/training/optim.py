@@ -192,12 +192,12 @@ class Plateau:
     PlateauState(scale=0.1, best=0.5, waited=0)
 
     Attributes:
-        factor: Factor that the learning rate is multiplied by.
+        factor: Factor that the learning rate is multiplied by, below 1.
         patience: Epochs without improvement before the reduction.
         threshold: Relative improvement that counts.
     """
 
-    factor: float = setting(0.5, above=0, doc="Factor that the learning rate is multiplied by.")
+    factor: float = setting(0.5, above=0, below=1, doc="Factor that the learning rate is multiplied by.")
     patience: int = setting(5, at_least=0, doc="Epochs without improvement before that.")
     threshold: float = 1e-4
 
