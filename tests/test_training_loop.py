@@ -596,6 +596,16 @@ def test_what_cannot_be_a_run_is_one_line():
         "tiny: val_rows holds -1; expected rows from 0 to 39": lambda: TrainData(DATA, rows, [-1]),
         "tiny: no rows to train on": lambda: TrainData(DATA, []),
         "tiny: 2 weights for 32 training rows": lambda: TrainData(DATA, rows, weights=(1.0, 1.0)),
+        "tiny: 2 clusters for 32 training rows": lambda: TrainData(DATA, rows, clusters=(0, 1)),
+        "tiny: the weight of row 2 is 0.0; expected a positive number": lambda: TrainData(
+            DATA, [3, 2], weights=(1.0, 0.0)
+        ),
+        r"tiny: train_rows is an array \[40\] of bool; expected numbers of rows": lambda: TrainData(
+            DATA, DATA.labels == 1
+        ),
+        r"tiny: val_rows is an array \[1\] of float64; expected numbers of rows": lambda: TrainData(
+            DATA, rows, [1.5]
+        ),
         "2 phases are named 'head'": lambda: TrainingRun(
             model, (tiny.HEAD, tiny.HEAD), TrainData(DATA, rows), CrossEntropy(3)
         ),

@@ -59,11 +59,17 @@ class TrainData:
         """Turn sequences of rows into arrays.
 
         Raises:
-            UserError: A row is not in the data set, there is no training row, or the weights do not match the
-                rows.
+            UserError: A row is not in the data set, there is no training row, a weight is not positive, or weights
+                or clusters do not match the rows.
         """
         for name in ("train_rows", "val_rows"):
-            rows = np.asarray(getattr(self, name), int)
+            rows = np.asarray(getattr(self, name))
+            if rows.size and (rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer)):
+                raise UserError(
+                    f"{self.dataset.name}: {name} is an array {list(rows.shape)} of {rows.dtype}; expected numbers of "
+                    "rows, int [n], which numpy.flatnonzero returns for a mask"
+                )
+            rows = rows.astype(int).reshape(-1)
             outside = rows[(rows < 0) | (rows >= len(self.dataset))]
             if len(outside):
                 last = len(self.dataset) - 1
@@ -73,11 +79,18 @@ class TrainData:
             object.__setattr__(self, name, rows)
         if not len(self.train_rows):
             raise UserError(f"{self.dataset.name}: no rows to train on; expected 1 or more")
-        if self.weights and len(self.weights) != len(self.train_rows):
-            raise UserError(
-                f"{self.dataset.name}: {len(self.weights)} weights for {len(self.train_rows)} training rows; "
-                "expected one for each, or none"
-            )
+        for name in ("weights", "clusters"):
+            if len(given := getattr(self, name)) not in (0, len(self.train_rows)):
+                raise UserError(
+                    f"{self.dataset.name}: {len(given)} {name} for {len(self.train_rows)} training rows; "
+                    "expected one for each, or none"
+                )
+        for row, weight in zip(self.train_rows, self.weights, strict=False):
+            if not 0 < weight < math.inf:
+                raise UserError(
+                    f"{self.dataset.name}: the weight of row {row} is {weight}; expected a positive number: a row that "
+                    "must not count is left out of train_rows"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
