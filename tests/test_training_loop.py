@@ -612,6 +612,12 @@ def test_what_cannot_be_a_run_is_one_line():
         "batch_size is 0; expected 1 or more": lambda: TrainingRun(
             model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), batch_size=0
         ),
+        "seed is -1; expected 0 to 4294967295": lambda: TrainingRun(
+            model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), seed=-1
+        ),
+        "view_seed is 4294967296; expected -1 to 4294967295": lambda: TrainingRun(
+            model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), view_seed=2**32
+        ),
         "loss 'dice' takes all images of a batch together, but grad_accum_steps=2 computes it in parts; expected "
         "grad_accum_steps=1, or batchwise=False": lambda: TrainingRun(
             model, (tiny.HEAD,), TrainData(DATA, rows), Dice(1, batchwise=True), grad_accum_steps=2

@@ -30,6 +30,9 @@ from dapt_jax.training.steps import PhaseProgram
 
 ModelT = TypeVar("ModelT", bound=Network)
 
+LARGEST_SEED = 2**32 - 1
+"""JAX's random keys are made from 32 bits."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainData:
@@ -167,7 +170,7 @@ class TrainingRun(Generic[ModelT]):
 
         Raises:
             UserError: There is no phase, two phases share a name, a phase trains nothing or names a part that
-                the model lacks, a number of images is not positive, the loss cannot be computed in parts of a
+                the model lacks, a number of images is not positive, a seed is not one of JAX's, the loss cannot be computed in parts of a
                 batch, or the images cannot have the size that a phase names.
         """
         whole = self.dataset.images.size
@@ -182,6 +185,9 @@ class TrainingRun(Generic[ModelT]):
         for name in ("batch_size", "grad_accum_steps", "batch_norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name, least in (("seed", 0), ("view_seed", -1)):
+            if not least <= (seed := getattr(self, name)) <= LARGEST_SEED:
+                raise UserError(f"{name} is {seed}; expected {least} to {LARGEST_SEED}")
         if self.grad_accum_steps > 1 and self.loss.compares_images:
             what = "objective" if isinstance(self.loss, Objective) else "loss"
             other = ", or batchwise=False" if isinstance(self.loss, SegmentationLoss) else ""
