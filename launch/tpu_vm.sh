@@ -106,11 +106,18 @@ on() {
   run gcloud compute tpus tpu-vm ssh "$NAME" "${WHERE[@]}" "--worker=$1" "--command=$2"
 }
 
+# copy: the checkout to a folder that is not there yet: into one that is, scp would put a second checkout, which would never run.
+copy() {
+  on all 'rm -rf ~/dapt_jax.new' &&
+    run gcloud compute tpus tpu-vm scp --recurse "$CHECKOUT" "$NAME:dapt_jax.new" "${WHERE[@]}" --worker=all
+}
+
+# setup: replaces the package, and leaves what studies have written beside it.
 setup() {
-  retry "$TRIES" "$POLL_S" run gcloud compute tpus tpu-vm scp --recurse "$CHECKOUT" "$NAME:dapt_jax" "${WHERE[@]}" --worker=all ||
-    fail "the checkout could not be copied to $NAME"
-  retry "$TRIES" "$POLL_S" on all 'python3 -m venv ~/venv && ~/venv/bin/pip install -q -e ~/dapt_jax "jax[tpu]"' ||
-    fail "the checkout could not be installed on $NAME"
+  local install='mkdir -p ~/dapt_jax && rm -rf ~/dapt_jax/dapt_jax && cp -a ~/dapt_jax.new/. ~/dapt_jax/'
+  install+=' && python3 -m venv ~/venv && ~/venv/bin/pip install -q -e ~/dapt_jax "jax[tpu]"'
+  retry "$TRIES" "$POLL_S" copy || fail "the checkout could not be copied to $NAME"
+  retry "$TRIES" "$POLL_S" on all "$install" || fail "the checkout could not be installed on $NAME"
 }
 
 delete() {

@@ -299,6 +299,36 @@ def test_a_tpu_is_asked_for_set_up_and_run_on(world):
     assert not world.made("delete")
 
 
+def test_a_second_setup_of_a_tpu_runs_the_checkout_as_it_is_now_and_keeps_what_studies_wrote(world):
+    """scp to a folder that is there copies into it."""
+    checkout, machine = world.folder / "a checkout", world.folder / "machine"
+    shutil.copytree(LAUNCH, checkout / "launch")
+    package = checkout / "dapt_jax"
+    package.mkdir()
+    for name in ("venv/bin/pip", "dapt_jax/runs/results.jsonl"):
+        (machine / name).parent.mkdir(parents=True)
+        (machine / name).write_text("#!/usr/bin/env bash\n")
+        (machine / name).chmod(0o755)
+    gcloud = world.folder / "bin" / "gcloud"
+    gcloud.unlink()
+    gcloud.write_text(
+        f"#!/usr/bin/env bash\nexport HOME={machine}\ncd ~ || exit\n"
+        'if [[ $4 == scp ]]; then cp -r "$6" "${7#*:}"; exit; fi\n'
+        'for last; do :; done; bash -c "${last#--command=}"\n'
+    )
+    gcloud.chmod(0o755)
+    (world.folder / "answers.json").write_text("[]")
+    for version, module in enumerate(("old.py", "new.py")):
+        for each in package.iterdir():
+            each.unlink()
+        (package / module).write_text(f"VERSION = {version}")
+        script = ["bash", str(checkout / "launch" / "tpu_vm.sh"), "setup", *TPU]
+        ended = subprocess.run(script, env=world.environment, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+        assert [path.name for path in (machine / "dapt_jax" / "dapt_jax").iterdir()] == [module]
+    assert (machine / "dapt_jax" / "runs" / "results.jsonl").exists()
+
+
 def test_a_tpu_that_is_taken_away_is_asked_for_again(world):
     world.answer("describe", "ACTIVE", times=1)  # at the start
     world.answer("cat ~/ended", "running", times=1)
