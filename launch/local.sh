@@ -7,7 +7,7 @@
 #   --restarts=N   starts after the first, at most (default 100); a process that was killed counts as told to stop
 #   --port=N       of the coordinator (default 12355)
 #
-# In the environment: PYTHON (default python3), JAX_COMPILATION_CACHE_DIR, DAPT_JAX_ALLOCATOR=off, GRACE_S (default 30): seconds
+# In the environment: PYTHON (default python3), DAPT_JAX_ALLOCATOR=off, GRACE_S (default 30): seconds
 # that the other processes have to save when one has ended.
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -42,10 +42,9 @@ if [[ ${DAPT_JAX_ALLOCATOR:-} != off && $(uname -s) == Linux ]]; then
   export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
   export DAPT_JAX_ALLOCATOR=set
 fi
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dapt_jax/xla}
 
 if [[ -n ${DRY_RUN:-} ]]; then
-  for name in GLIBC_TUNABLES MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ DAPT_JAX_ALLOCATOR JAX_COMPILATION_CACHE_DIR; do
+  for name in GLIBC_TUNABLES MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ DAPT_JAX_ALLOCATOR; do
     [[ -n ${!name:-} ]] && printf 'export %s=%q\n' "$name" "${!name}"
   done
   for ((rank = 0; rank < PROCESSES; rank++)); do

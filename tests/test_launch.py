@@ -160,6 +160,22 @@ def test_locally_a_study_that_was_told_to_stop_is_started_again_and_one_with_a_m
     assert len(world.calls) == 5
 
 
+@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch"])
+def test_a_user_without_a_home_runs_a_study_too(world, script):
+    """As in a container whose user has no entry; where compiled programs are then kept is the study's matter."""
+    world.answer("dapt_jax.main", code=0)
+    (world.folder / "answers.json").write_text(json.dumps(world.answers))
+    environment = {
+        name: value for name, value in world.environment.items() if name not in ("HOME", "XDG_CACHE_HOME")
+    }
+    flags = STUDY if script == "local.sh" else STUDY[1:]
+    ended = subprocess.run(
+        ["bash", str(LAUNCH / script), *flags], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "\n")
+    assert len(world.calls) == 1
+
+
 def test_locally_restarts_have_an_end(world):
     world.answer("dapt_jax.main", code=75)
     ended = world.run("local.sh", "--restarts=2", *STUDY)
