@@ -186,6 +186,45 @@ def test_a_study_runs_with_its_workdir_and_its_data_in_a_bucket(tmp_path, bucket
     assert there(bucket)["/bucket/study/results.jsonl"] == before
 
 
+def test_data_that_have_changed_in_a_bucket_are_copied_again_and_what_was_removed_is_gone(
+    bucket, monkeypatch, capsys
+):
+    def content():
+        storage.data.cache_clear()
+        folder = Path(storage.data("memory://bucket/labels"))
+        said = capsys.readouterr().out
+        return {path.name: path.read_text() for path in folder.iterdir()}, said
+
+    bucket.pipe_file("/bucket/labels/manifest.csv", b"image,label\na.png,0\n")
+    bucket.pipe_file("/bucket/labels/a.png", b"a")
+    bucket.pipe_file("/bucket/labels/b.png", b"b")
+    first, _ = content()
+    assert content() == (first, "")
+    bucket.pipe_file("/bucket/labels/manifest.csv", b"image,label\na.png,1\n")  # as long as before
+    bucket.rm_file("/bucket/labels/b.png")
+    second, said = content()
+    assert second == {"manifest.csv": "image,label\na.png,1\n", "a.png": "a"}
+    assert "copying 1 of 2 files" in said
+    # A copy that is interrupted goes on, and is not begun again.
+    bucket.pipe_file("/bucket/labels/c.png", b"c")
+    bucket.pipe_file("/bucket/labels/d.png", b"d")
+    get = type(bucket).get_file
+
+    def lost(self, place, *arguments, **more):
+        if place.endswith("d.png"):
+            raise OSError("connection lost")
+        return get(self, place, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(bucket), "get_file", lost)
+        with pytest.raises(UserError, match="connection lost"):
+            content()
+    capsys.readouterr()
+    third, said = content()
+    assert third == {**second, "c.png": "c", "d.png": "d"}
+    assert "copying 1 of 4 files" in said
+
+
 def test_a_place_of_an_unknown_kind_or_without_its_package_is_one_line(tmp_path, capsys, monkeypatch):
     assert run(*small(), "--workdir=gopher://bucket/study") == 2
     assert "gopher" in capsys.readouterr().err

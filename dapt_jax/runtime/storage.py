@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,11 @@ class Mirror:
                     path.unlink()
 
     def there(self) -> dict[str, int]:
-        """Return the sizes in bytes of the remote files, by their path relative to the folder.
+        """Return the sizes in bytes of the remote files, by their path relative to the folder; see `listed`."""
+        return {name: int(about.get("size") or 0) for name, about in self.listed().items()}
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """Return what the file system tells of the remote files, by their path relative to the folder.
 
         Raises:
             UserError: The remote folder cannot be read, or lists a name that leads out of it.
@@ -121,7 +125,7 @@ class Mirror:
             raise UserError(
                 f"{self.url}: cannot be read ({_told(error)}); do the credentials reach that far?"
             ) from error
-        sizes = {}
+        listed = {}
         # The root of a file system is "", below which some list "/a" and some "a".
         slash = "/" if self._root or all(path.startswith("/") for path in found) else ""
         for path, about in found.items():
@@ -131,8 +135,8 @@ class Mirror:
             if not name or (name.endswith("/") and not about.get("size")):  # a mark of a folder
                 continue
             safe_paths.check(name, self._shown)
-            sizes[name] = int(about.get("size") or 0)
-        return sizes
+            listed[name] = about
+        return listed
 
     @property
     def lock_file(self) -> lock.RemoteLockFile:
@@ -363,11 +367,24 @@ def _push_on(mirror: Mirror, ended: threading.Event, say: Callable[[str], None])
             failed = True
 
 
+_VERSION = (
+    "etag", "ETag", "generation", "md5Hash", "CRC", "last_modified", "LastModified", "updated", "mtime", "created"
+)  # fmt: skip
+"""What file systems tell of a file that changes with its content, by the names of S3, Google, Azure, disks, archives."""
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """Return what tells one content of a remote file from another."""
+    told = [str(about.get("size")), *(f"{name}={about[name]}" for name in _VERSION if name in about)]
+    return hashlib.blake2b(" ".join(told).encode(), digest_size=8).hexdigest()
+
+
 @functools.cache
 def data(place: str) -> str:
     """Return a local folder of data: the place itself, or a local copy that later studies reuse.
 
-    Files of equal size are taken to be equal, since data sets do not change.
+    What has changed there since (a label that was mended leaves the size of a manifest) is copied again, and what
+    was removed there is removed here. Of a file system that tells nothing but sizes, they decide.
 
     Raises:
         UserError: The place cannot be read, or is empty.
@@ -376,17 +393,33 @@ def data(place: str) -> str:
         return place
     folder = _copy_of(place, user_cache.DATA)
     mirror = Mirror(place, folder)
-    wanted = mirror.there()
-    if not wanted:
+    listed = mirror.listed()
+    if not listed:
         raise UserError(
             f"data_dir {place}: nothing is there; expected a folder with the manifest and its images"
         )
+    wanted = {name: _version(about) for name, about in listed.items()}
+    record = folder.with_name(f"{folder.name}.files.json")
+    try:
+        known = dict(_json(record))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    here = {name: path for name in wanted if (path := safe_paths.below(folder, name, place)).exists()}
+    changed = [name for name in here if known.get(name) != wanted[name]]
     missing = [
         name
-        for name, size in wanted.items()
-        if not (path := safe_paths.below(folder, name, place)).exists() or path.stat().st_size != size
+        for name, about in listed.items()
+        if name not in here or here[name].stat().st_size != int(about.get("size") or 0)
     ]
-    if missing:
-        streams.say(f"data_dir {place}: copying {len(missing)} of {len(wanted)} files to {folder}")
+    if copied := {*changed, *missing}:
+        streams.say(f"data_dir {place}: copying {len(copied)} of {len(wanted)} files to {folder}")
+    if changed:
+        mirror.pull(*changed)
+    for name in known.keys() - wanted.keys():
+        safe_paths.below(folder, name, place).unlink(missing_ok=True)
+    # Before what is missing: a copy that is interrupted goes on with the files that are not here.
+    if known != wanted:
+        atomic_files.write_text(record, json.dumps(wanted))
+    if missing := [name for name in missing if name not in changed]:
         mirror.pull(*missing)
     return str(folder)
