@@ -1,6 +1,7 @@
 """Invariances of a whole run: cached or not, resumed or not, in whatever order the data come."""
 
 import dataclasses
+import errno
 import json
 import signal
 import traceback
@@ -28,7 +29,7 @@ from dapt_jax.training import checkpointer, loop
 from dapt_jax.training.cache.policy import Caching
 from dapt_jax.training.cache.store import ActivationCache
 from dapt_jax.training.callbacks import Callback
-from dapt_jax.training.checkpoint import saved_part
+from dapt_jax.training.checkpoint import CheckpointFolder, saved_part
 from dapt_jax.training.checkpointer import Checkpointer
 from dapt_jax.training.context import RunContext
 from dapt_jax.training.early_stopping import EarlyStopping
@@ -286,6 +287,31 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     for file in (tmp_path / "state" / str(max(saved_steps(tmp_path))) / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"torn")
+    again, _ = train(run, tmp_path, **SAVE_ALWAYS)
+    assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "_METADATA"),
+        ValueError("RESOURCE_EXHAUSTED: Error opening file [OS error 24: EMFILE Too many open files]"),
+        MemoryError(),
+    ],
+)
+def test_a_checkpoint_that_is_out_of_reach_for_now_is_not_given_up(tmp_path, monkeypatch, error):
+    run = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA)
+    quiet, _ = train(run, tmp_path, **SAVE_ALWAYS)
+    before = saved_steps(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def fail(*_, **__):
+            raise error
+
+        patch.setattr(CheckpointFolder, "_item", fail)
+        with pytest.raises(UserError, match=r"state/8: this checkpoint is out of reach \(.*\); expected one"):
+            train(run, tmp_path, **SAVE_ALWAYS)
+    assert saved_steps(tmp_path) == before
     again, _ = train(run, tmp_path, **SAVE_ALWAYS)
     assert all(np.array_equal(a, b) for a, b in zip(quiet, again, strict=True))
 

@@ -5,8 +5,10 @@ weights.
 """
 
 import contextlib
+import errno
 import functools
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -26,6 +28,18 @@ from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
 
 _SECONDS_OF_STRAGGLERS = 10
+
+_OUT_OF_REACH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
+"""Errors of reading that say nothing of what is stored: it may be whole, and must not be given up for them."""
 
 Flat = dict[str, Any]
 Restored = tuple[int, State, dict[str, Any]]
@@ -70,6 +84,19 @@ def _ignore_late_callbacks() -> None:
 
 class _OtherLayoutError(Exception):
     """The arrays of a checkpoint are not those that the run would save there."""
+
+
+def _out_of_reach(error: BaseException) -> str:
+    """Return why a checkpoint could not be read if that says nothing of what is stored; else nothing."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, MemoryError):
+            return os.strerror(errno.ENOMEM)
+        for number in _OUT_OF_REACH:  # tensorstore passes them on in words
+            if getattr(below, "errno", None) == number or os.strerror(number) in str(below):
+                return os.strerror(number)
+        below = below.__cause__ or below.__context__
+    return ""
 
 
 class CheckpointStore(Protocol):
@@ -202,7 +229,8 @@ class CheckpointFolder:
             Step, the saved part of the state, and `meta`.
 
         Raises:
-            UserError: The checkpoint belongs to another run, or to one from different source weights.
+            UserError: The checkpoint belongs to another run, or to one from different source weights; or it is out
+                of reach for now.
         """
         return processes.broadcast_from_primary(lambda: self._restore(layout, at_most))
 
@@ -226,6 +254,11 @@ class CheckpointFolder:
                     "used, or the run starts again",
                 )
             except Exception as error:  # orbax raises many kinds of errors for a truncated file
+                if why := _out_of_reach(error):
+                    raise UserError(
+                        f"{self._folder / str(step)}: this checkpoint is out of reach ({why}); expected one that can be "
+                        "read, with the same command, or none: without it the one before is used"
+                    ) from error
                 reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
                 self._pass_over(step, f"a checkpoint that cannot be read ({reason}): the one before is used")
             else:
