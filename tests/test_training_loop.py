@@ -638,6 +638,16 @@ def test_what_cannot_be_a_run_is_one_line():
         "batch_size is 0; expected 1 or more": lambda: TrainingRun(
             model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), batch_size=0
         ),
+        "batch_norm_groups is 4, which does not divide the 6 images of a batch in each of 2 parts; 3 does": lambda: (
+            tiny.make_run(
+                [Phase("full", 1, ("*",), 1e-2, batch_norm="train")],
+                encoder=ENCODER,
+                data=DATA,
+                batch_size=12,
+                grad_accum_steps=2,
+                batch_norm_groups=4,
+            )
+        ),
         "seed is -1; expected 0 to 4294967295": lambda: TrainingRun(
             model, (tiny.HEAD,), TrainData(DATA, rows), CrossEntropy(3), seed=-1
         ),

@@ -170,8 +170,9 @@ class TrainingRun(Generic[ModelT]):
 
         Raises:
             UserError: There is no phase, two phases share a name, a phase trains nothing or names a part that
-                the model lacks, a number of images is not positive, a seed is not one of JAX's, the loss cannot be computed in parts of a
-                batch, or the images cannot have the size that a phase names.
+                the model lacks, a number of images is not positive or does not divide, a seed is not one of
+                JAX's, the loss cannot be computed in parts of a batch, or the images cannot have the size that a
+                phase names.
         """
         whole = self.dataset.images.size
         phases = (
@@ -197,12 +198,24 @@ class TrainingRun(Generic[ModelT]):
             )
         if any(program.augment.crop_from for program in self.programs):
             file_crops.check(self.dataset.images, bool(self.dataset.segments), self.dataset.name)
+        self._check_batch_norm_groups()
         for program in self.programs:  # resolved against the model
             if program.phase.image_size:
                 self._check_size(program)
             self._check_patches(program)
         if isinstance(self.loss, Objective):
             label_free.check(self.programs, self.dataset, self.train_rows, self.labels)
+
+    def _check_batch_norm_groups(self) -> None:
+        """Refuse groups of unequal numbers of examples, where batch norm computes statistics."""
+        part, groups = self.batch_size // self.grad_accum_steps, self.batch_norm_groups
+        if part % groups and any(program.mask.batch_norm for program in self.programs):
+            fitting = max(number for number in range(1, groups) if part % number == 0)
+            of_parts = f" in each of {self.grad_accum_steps} parts" if self.grad_accum_steps > 1 else ""
+            raise UserError(
+                f"batch_norm_groups is {groups}, which does not divide the {part} images of a batch{of_parts}; "
+                f"{fitting} does"
+            )
 
     def _check_size(self, program: PhaseProgram) -> None:
         """Refuse a phase whose images cannot have the size that it names."""
