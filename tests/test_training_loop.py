@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from dapt_jax.data import pipeline
 from dapt_jax.data.augment import Augment
@@ -102,6 +103,15 @@ def test_a_step_is_compiled_once_for_all_seeds_and_phases_ahead_or_not_with_the_
         assert len(made.ahead) == (2 if ahead else 0)
     for one, other in zip(*found.values(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_step_is_compiled_for_each_mesh():
+    made, state = Executables(), {"x": np.ones(2, np.float32)}
+    one = make_mesh(jax.devices()[:1])
+    other = Mesh(one.devices, one.axis_names[::-1], axis_types=one.axis_types)
+    for mesh in (one, other, one):
+        context(mesh=mesh, executables=made).compiled("step", lambda state: state, state)
+    assert len(made) == 2
 
 
 def test_a_step_that_cannot_be_compiled_ahead_is_compiled_when_it_is_needed():

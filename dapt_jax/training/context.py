@@ -70,7 +70,7 @@ class RunContext:
         sync_every_s: Seconds between two moments at which the host waits for the device: at each of them the
             loss is checked, progress is shown, and a checkpoint may be saved. All processes reach them after
             the same step.
-        executables: Compiled steps by key; phases, arms and seeds with equal keys share them.
+        executables: Compiled steps by key; phases, arms and seeds with equal keys share them on equal devices.
         compiles_ahead: Whether the step of the next phase is compiled while a phase trains.
     """
 
@@ -130,7 +130,6 @@ class RunContext:
 
         self.executables.start(self._full_key(key, function, arguments), compile_step)
 
-    @staticmethod
-    def _full_key(key: Hashable, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Hashable:
+    def _full_key(self, key: Hashable, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Hashable:
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
-        return key, function.__name__, str(shapes)
+        return key, function.__name__, str(shapes), self.mesh
