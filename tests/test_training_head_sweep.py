@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from dapt_jax.data.pipeline import Order
+from dapt_jax.errors import UserError
 from dapt_jax.losses.cross_entropy import CrossEntropy
 from dapt_jax.models.initial import init_params
 from dapt_jax.training import head_sweep
@@ -152,6 +153,18 @@ def test_a_point_that_diverges_is_not_chosen():
     inner = [[(SPLITS[0].rows[::2], SPLITS[0].rows[1::2])]]
     tuned = head_sweep.tune(FEATURES, LABELS, SPLITS[:1], inner, settings, points)
     assert np.isfinite(tuned.params["layer0"]["kernel"]).all()
+
+
+@pytest.mark.parametrize(
+    "points", [[HyperParams(1e30, 0.0)], [HyperParams(1e30, 0.0), HyperParams(1e33, 0.0)]]
+)
+def test_heads_that_diverge_at_every_point_are_one_line(points):
+    settings = HeadSettings((5,), CrossEntropy(3), 3, 16, True)
+    inner = [[(split.rows[::2], split.rows[1::2])] for split in SPLITS]
+    with pytest.raises(
+        UserError, match=r"perceptron of fold 1 has diverged: .* at lr=1e\+30 .* transfer.head.lr"
+    ):
+        head_sweep.tune(FEATURES, LABELS, SPLITS, inner, settings, points)
 
 
 def test_rows_are_counted_exactly_beyond_what_float32_holds(monkeypatch):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dapt_jax.cost import flops
 from dapt_jax.data.pipeline import Order
+from dapt_jax.errors import UserError
 from dapt_jax.losses import ClassificationLoss
 from dapt_jax.models.initial import init_params
 from dapt_jax.parameters import Kind
@@ -272,9 +273,13 @@ def tune(
 
     Returns:
         Heads with one point each; its cost includes the search.
+
+    Raises:
+        UserError: A head has diverged at the point that was chosen for it.
     """
     if len(points) == 1 and not settings.early_stopping:
-        return train(features, labels, splits, settings, [points] * len(splits), watched)
+        every = [points] * len(splits)
+        return _finite(train(features, labels, splits, settings, every, watched), every)
     trials = [
         dataclasses.replace(split, rows=rows)
         for split, folds in zip(splits, inner, strict=True)
@@ -292,15 +297,25 @@ def tune(
     best = np.where(np.isnan(of_split), np.inf, of_split).reshape(len(splits), -1).argmin(1)
     chosen, epochs = np.unravel_index(best, of_split.shape[1:])
     stop = [int(epoch) + 1 for epoch in epochs] if settings.early_stopping else None
-    final = train(
-        features, labels, splits, settings, [[points[index]] for index in chosen], watched, stop=stop
-    )
+    every = [[points[index]] for index in chosen]
+    final = _finite(train(features, labels, splits, settings, every, watched, stop=stop), every)
     return dataclasses.replace(
         final,
         flops=final.flops + tried.flops,
         steps=final.steps + tried.steps,
         images=final.images + tried.images,
     )
+
+
+def _finite(heads: Heads, points: Sequence[Sequence[HyperParams]]) -> Heads:
+    """Return heads of one point each; refuse those whose probabilities would be NaN."""
+    for number, (point, *_) in enumerate(points):
+        if not all(np.isfinite(leaf[number]).all() for leaf in jax.tree.leaves(heads.params)):
+            raise UserError(
+                f"the perceptron of fold {number + 1} has diverged: its weights are not finite at lr={point.lr:g} "
+                f"and weight_decay={point.weight_decay:g}; expected a smaller transfer.head.lr, or finite features"
+            )
+    return heads
 
 
 def _initial(shapes: Tree, splits: Sequence[Split], points: int) -> Tree:
