@@ -148,6 +148,16 @@ def test_cached_and_uncached_runs_give_the_same_losses_and_parameters(augment):
     assert sum(row.steps for row in rows) >= 160
 
 
+@pytest.mark.parametrize("cache", ["off", "auto"])
+def test_features_are_dropped_before_the_head_of_a_network_that_draws_nowhere_else(cache):
+    found = []
+    for rate in (0.0, 0.9):
+        run = tiny.make_run([tiny.HEAD], encoder=ENCODER, data=DATA, cache=cache)
+        _, rows = train(dataclasses.replace(run, model=dataclasses.replace(run.model, dropout=rate)))
+        found.append(curve(rows))
+    assert found[1][0] > found[0][0] + 0.01  # what is kept is scaled up, and noisy
+
+
 def test_a_cached_phase_costs_its_suffix_and_one_pass_over_the_images():
     run = tiny.make_run(
         [Phase("head", 50, ("head",), 1e-2, augment=False)], encoder=ENCODER, data=DATA, cache="auto"

@@ -46,6 +46,11 @@ class Classifier:
         """The encoder's groups and the head."""
         return (*self.encoder.groups, HEAD)
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training draws at random, in the encoder or before the head."""
+        return self.encoder.is_stochastic or self.dropout > 0
+
     @functools.cached_property
     def kinds(self) -> dict[str, Kind]:
         """Kind of every parameter and running statistic by path."""

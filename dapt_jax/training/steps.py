@@ -341,7 +341,7 @@ class PhaseProgram:
 
     def _dropout_key(self, state: State, rng: RngContext) -> Array | None:
         """Return the key of (seed, step); none where neither dropout nor corruption needs one."""
-        if not (self.model.encoder.is_stochastic or self.is_corrupting):
+        if not (self.model.is_stochastic or self.is_corrupting):
             return None
         return jax.random.fold_in(jax.random.key(rng["seed"]), state["step"])
 
