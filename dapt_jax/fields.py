@@ -16,6 +16,7 @@ A settings class is a frozen dataclass whose fields are made by `setting` and wh
 """
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,10 @@ def check_fields(instance: "DataclassInstance") -> None:
                     raise SettingError(field.name, value, f"names as text, such as ({str(each)!r},)")
         if constraint.choices and value not in constraint.choices:
             raise SettingError(field.name, value, nearest(str(value), constraint.choices), unknown=True)
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, float) and not math.isfinite(each):  # records that hold it cannot be read
+                expected = ", ".join(filter(None, (constraint.range, "a finite number")))
+                raise SettingError(field.name, value, expected)
         if isinstance(value, int | float) and not isinstance(value, bool) and not constraint.allows(value):
             raise SettingError(field.name, value, constraint.range)
 

@@ -104,7 +104,9 @@ RANGED = [name for name in LEAVES if name in DECLARED and beyond(name)]
 @pytest.mark.parametrize("name", RANGED)
 def test_a_number_outside_its_range_is_refused_by_its_dotted_name(name):
     is_whole = isinstance(LEAVES[name], int)
-    for value in [type(LEAVES[name])(each) for each in beyond(name)] + ([] if is_whole else [math.nan]):
+    for value in [type(LEAVES[name])(each) for each in beyond(name)] + (
+        [] if is_whole else [math.nan, math.inf]
+    ):
         config = default()
         config.update_from_flattened_dict({name: value})
         with pytest.raises(UserError, match=f"^{name} is .*; expected {DECLARED[name].range}"):
