@@ -11,12 +11,13 @@ from clu import parameter_overview
 
 from dapt_jax.data import decode, facts, findings, intensity, limits, near_duplicates, sources
 from dapt_jax.data.dataset import Dataset
-from dapt_jax.errors import MissingLabelsError, UserError, one_line
+from dapt_jax.errors import MissingLabelsError, UserError, nearest, one_line
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.objectives import LABEL_FREE
 from dapt_jax.runtime import sharding, storage, streams
 from dapt_jax.settings import StudySettings
+from dapt_jax.settings.schema import ReportSettings
 from dapt_jax.settings.sources import Sources
 from dapt_jax.settings.training import FINETUNE
 from dapt_jax.statistics import PIXELS, Aggregation, too_few_seeds
@@ -107,10 +108,35 @@ def check_study(study: Study) -> None:
         study: The study; its weights need not be read.
 
     Raises:
-        UserError: Budget, scores, cache, decoder or devices do not suit the sets.
+        UserError: Budget, scores, cache, decoder, devices or report do not suit the sets.
     """
+    _check_report(study)
     _check_adaptation(study)
     _check_segmentation(study)
+
+
+def _check_report(study: Study) -> None:
+    """Refuse a primary metric or protocol of no task: each task's report would quietly be of another.
+
+    The default metric is not refused, since a study of masks alone need not name its own.
+    """
+    settings, tasks = study.settings, study.tasks
+    transfers = [(task, settings.transfer_of(task.name)) for task in tasks]
+    metrics = [name for task, transfer in transfers for name in task.metrics(transfer)]
+    protocols = [
+        name
+        for task, transfer in transfers
+        for name in (transfer.segmentation if task.is_segmentation else transfer).protocols
+    ]
+    if not all(map(is_here, tasks)):  # a stated set has no names of classes
+        metrics.append(settings.report.metric)
+    for name, known, default in (
+        ("metric", metrics, ReportSettings.metric),
+        ("protocol", protocols, ReportSettings.protocol),
+    ):
+        if tasks and (value := getattr(settings.report, name)) not in {*known, default}:
+            choices = list(dict.fromkeys(known))
+            raise UserError(f"report.{name} is {value!r}, which no task has; {nearest(value, choices)}")
 
 
 def _check_adaptation(study: Study) -> None:

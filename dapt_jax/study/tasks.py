@@ -10,8 +10,10 @@ from dapt_jax.data.concatenate import concatenate
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.data.splits import grouped_folds, grouped_holdout
 from dapt_jax.errors import UserError, nearest
-from dapt_jax.metrics import Score, lookup
+from dapt_jax.metrics import METRICS, Score, lookup
+from dapt_jax.metrics.registry import MULTI_LABEL, ORDINAL, SINGLE_LABEL, names_of
 from dapt_jax.records.vocabulary import OFFICIAL
+from dapt_jax.settings.training import TransferSettings
 from dapt_jax.statistics import PATIENT, PIXELS, Aggregation, Units
 
 INNER_FOLDS = 5
@@ -81,6 +83,24 @@ class Task:
     def with_parts(self, parts: Mapping[str, Dataset]) -> "Task":
         """Return the task with other images in the same splits."""
         return Task.of(self.name, parts, self.split_seed, self.auc_classes, self.aggregation)
+
+    def metrics(self, transfer: TransferSettings) -> tuple[str, ...]:
+        """Return the metrics that the task is scored by, as its results name them: `auc`, `auc/monocyte`, ...
+
+        Args:
+            transfer: Settings of the task.
+        """
+        data = self.development
+        if self.is_segmentation:
+            names, classes = transfer.segmentation.metrics, data.segments[1:]
+        else:
+            kinds = (MULTI_LABEL,) if data.multi_label else (SINGLE_LABEL, *([ORDINAL] * data.ordinal))
+            names, classes = names_of(*kinds, default=True), data.classes
+            absent = () if self.auc_classes else ("auc_subset",)
+            over_epochs = ("auc_epochs", "auc_epochs_sd") if transfer.head.score_every_epoch else ()
+            names = (*(name for name in dict.fromkeys(names) if name not in absent), *over_epochs)
+        of_classes = (f"{name}/{each}" for name in names if METRICS[name].per_class for each in classes)
+        return (*names, *of_classes)
 
     @property
     def scored(self) -> str:
