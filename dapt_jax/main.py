@@ -8,6 +8,7 @@ if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `allocator.restart_with_settings`
 
 import contextlib
+import dataclasses
 import gc
 import os
 import re
@@ -260,7 +261,13 @@ def _show(settings: "StudySettings", workdir: str | None, arguments: Sequence[st
         elif settings.mode == "compare":
             from dapt_jax.report import compare
 
-            compare.build(settings.compare, folder)
+            given = _flags(arguments)
+            if energy := next((name for name in given if name.startswith("config.energy.")), None):
+                raise UserError(
+                    f"--{energy}: mode=compare shows what the workdirs record; expected none of energy"
+                )
+            own = dataclasses.asdict(settings.report).items()
+            compare.build(settings.compare, folder, {n: v for n, v in own if f"config.report.{n}" in given})
             print(f"report: {folder / 'report.html'}")
         elif settings.mode == "score":
             from dapt_jax.study import score

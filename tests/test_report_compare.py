@@ -54,6 +54,24 @@ def workdir(
     return str(folder)
 
 
+def test_settings_of_the_report_that_the_command_gives_count_or_are_refused(tmp_path, capsys):
+    entries = [workdir(tmp_path / init, init=init) for init in ("random", "imagenet")]
+    flags = (
+        "--config.mode=compare",
+        f"--config.compare={','.join(entries)}",
+        f"--workdir={tmp_path / 'all'}",
+    )
+    for flag, words in (
+        ("--config.report.metric=mcc", "report.metric is 'mcc', which no workdir has; valid: 'auc'"),
+        ("--config.report.protocol=mlp_small", "report.protocol is 'mlp_small', which no workdir has"),
+        ("--config.energy.watts=9", "--config.energy.watts: mode=compare shows what the workdirs record"),
+    ):
+        assert run(*flags, flag) == 2
+        assert words in capsys.readouterr().err
+    assert run(*flags, "--config.report.margin=0.2") == 0
+    assert "margin of 0.2 AUC" in (tmp_path / "all" / "report.md").read_text()
+
+
 def test_initialisation_by_task_is_one_table_with_the_statistics_of_a_study(tmp_path):
     entries = [
         workdir(tmp_path / f"{task}-{init}", task, init=init, shift=shift)

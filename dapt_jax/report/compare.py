@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from matplotlib.figure import Figure
 
-from dapt_jax.errors import UserError
+from dapt_jax.errors import UserError, nearest
 from dapt_jax.formatting import NONE
 from dapt_jax.metrics import lookup, lower_is_better
 from dapt_jax.records.study_records import Cost, Records
@@ -101,11 +101,15 @@ class Part:
 class CombinedRecords(Records):
     """The records of several workdirs as those of one study, arms renamed so that they differ."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], report: Mapping[str, Any] | None = None) -> None:
         """Join records that `check` allows.
 
         Args:
             parts: The workdirs, the first of which sets metric, protocol and margin.
+            report: Settings of the section `report` that are to count instead of the first workdir's.
+
+        Raises:
+            UserError: No workdir has the given metric or protocol.
         """
         self.parts = parts
         self._label = _labels(parts)
@@ -116,8 +120,13 @@ class CombinedRecords(Records):
             for row in part.records.results
         ]
         labels = [row["strategy"] for row in results if row["strategy"] != BASELINE]
+        for name in ("metric", "protocol"):
+            known = list(dict.fromkeys(row[name] for row in results if row["strategy"] != BASELINE))
+            if (asked := (report or {}).get(name)) and asked not in known:
+                raise UserError(f"report.{name} is {asked!r}, which no workdir has; {nearest(asked, known)}")
         config = {
-            **{key: first.config[key] for key in ("report", "energy") if key in first.config},
+            "report": {**first.config.get("report", {}), **(report or {})},
+            **({"energy": first.config["energy"]} if "energy" in first.config else {}),
             "title": f"Comparison of {len(parts)} workdirs",
             "note": "; ".join(dict.fromkeys(part.workdir for part in parts)),
             "synthetic": any(part.records.config.get("synthetic") is True for part in parts),
@@ -275,20 +284,21 @@ def _check_pair(task: str, first: Part, other: Part) -> None:
         raise UserError(f"{both} have other images or labels of {task} {split}{parts}; expected the same set")
 
 
-def build(entries: Sequence[str], folder: Path) -> CombinedRecords:
+def build(entries: Sequence[str], folder: Path, report: Mapping[str, Any] | None = None) -> CombinedRecords:
     """Write one report over several workdirs: report.md, report.html and figures.
 
     Args:
         entries: Workdirs, each `WORKDIR` or `NAME=WORKDIR`; several of one name are one row of the tables
             over tasks.
         folder: Folder of the report.
+        report: See `CombinedRecords`.
 
     Raises:
         UserError: The studies cannot be compared; the line says why.
     """
     parts = [Part.read(entry) for entry in entries]
     warnings = check(parts)
-    records = CombinedRecords(parts)
+    records = CombinedRecords(parts, report)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a study; expected another --workdir for the report of a comparison")
     folder.mkdir(parents=True, exist_ok=True)
