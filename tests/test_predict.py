@@ -307,6 +307,12 @@ def test_what_cannot_be_predicted_is_said_in_a_line(workdir, images, tmp_path, c
     assert line.count("\n") == 1
 
 
+def test_a_command_that_ended_before_its_first_image_does_not_hold_the_workdir(workdir, images, tmp_path):
+    assert predict(*of_linear_heads(workdir, tmp_path / "imagse", tmp_path / "out")) == 2
+    assert predict(*of_linear_heads(workdir, images, tmp_path / "out")) == 0
+    assert len(table(tmp_path / "out")) == 24
+
+
 def segmenter_model(side, axis=2):
     """A network of masks of random weights; of 336 pixels, a multiple of every side of the volume."""
     network = Segmenter(registry.build("efficientnet_lite0").truncate("stage1/block1"), 3)

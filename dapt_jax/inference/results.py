@@ -73,6 +73,14 @@ def class_cells(
     return [text_cell(chosen), *map(number, [*probabilities, *spread])]
 
 
+def has_rows(path: Path) -> bool:
+    """Return whether a table is there and holds a whole row below its header."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return bool(file.readline()) and file.readline().endswith(b"\n")
+
+
 class Table:
     """A CSV to which whole rows are appended; after a kill it goes on behind the last whole row.
 

@@ -94,8 +94,10 @@ def _claim(folder: Path, ensemble: Ensemble, options: PredictSettings, place: Pa
         "calibrate": options.calibrate,
         "batch_size": ensemble.batch_size(options.batch_size),
     }
-    file = folder / ABOUT
-    if file.exists():
+    file, table = folder / ABOUT, folder / FILE
+    if not results.has_rows(table):  # a command that ended before the first image claims nothing
+        table.unlink(missing_ok=True)
+    elif file.exists():
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
