@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import numbers
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,11 @@ def load_dataset(
     """
     if not isinstance(image_size, numbers.Integral) or image_size < 8:
         raise UserError(f"image_size is {image_size!r}; expected a whole number, 8 or more")
-    spec = {"kind": kind, **source, **({"path": str(Path(path).resolve())} if str(path) else {})}
+    spec = {
+        "kind": kind,
+        **source,
+        **({"path": str(Path(os.path.expanduser(path)).resolve())} if str(path) else {}),
+    }
     return sources.load(spec, data_dir=None, image_size=image_size, on_bad_image=on_bad_image)
 
 

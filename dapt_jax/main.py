@@ -89,7 +89,7 @@ def _run_grid(grid: "Grid", mode: str, workdir: str | None) -> int:
         raise UserError(f"a grid needs a local folder; {NO_WORKDIR}")
     if mode not in ("", "run", "plan"):
         raise UserError(f"--config.mode={mode} of a grid; expected run or plan")
-    folder = Path(workdir)
+    folder = Path(os.path.expanduser(workdir))
     if mode == "plan":
         return grids.show(grid, folder)
     folder.mkdir(parents=True, exist_ok=True)

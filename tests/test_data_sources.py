@@ -274,3 +274,13 @@ assert sorted(data.images.batch(range(6))[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 
         {"kind": "tfds", "path": str(tmp_path), "dataset": "named_toy"}, data_dir=None, image_size=16
     )
     assert len(again) == 6
+
+
+def test_paths_may_begin_with_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    for path, data_dir in (
+        ("~/manifest.csv", None),
+        ("manifest.csv", "~"),
+        ("~/manifest.csv", "~/elsewhere"),
+    ):
+        assert len(load({"kind": "manifest", "path": path}, data_dir=data_dir, image_size=16)) == 2

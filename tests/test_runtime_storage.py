@@ -35,6 +35,14 @@ def there(files):
     return {path: files.cat_file(path).decode(errors="replace") for path in files.find("/bucket/study")}
 
 
+def test_a_workdir_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for place, folder in (("~/runs", tmp_path / "runs"), ("~noone/runs", Path("~noone/runs")), (None, None)):
+        with storage.workdir(place, "run") as found:
+            assert found == folder
+
+
 def test_what_is_new_changed_or_gone_here_is_so_there_too(tmp_path, bucket):
     mirror = storage.Mirror("memory://bucket/study", tmp_path)
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)

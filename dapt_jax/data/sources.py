@@ -1,6 +1,7 @@
 """Loading of every kind of data: from the description of a set in a config to a `Dataset`."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -192,14 +193,12 @@ def _plain(key: str, value: object, standard: object) -> Any:
 def _resolve(path: str, kind: str, data_dir: str | Path | None) -> Path:
     if not path:
         raise UserError(f"kind {kind!r} needs a path")
-    if Path(path).is_absolute():
-        return Path(path)
+    if (place := Path(os.path.expanduser(path))).is_absolute():
+        return place
     if data_dir is None or not str(data_dir):
         raise UserError(
             f"{path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER"
         )
-    if not Path(data_dir).is_dir():
-        raise UserError(
-            f"no folder {data_dir}; pass the folder that holds {path} as --config.data_dir=FOLDER"
-        )
-    return Path(data_dir) / path
+    if not (folder := Path(os.path.expanduser(data_dir))).is_dir():
+        raise UserError(f"no folder {folder}; pass the folder that holds {path} as --config.data_dir=FOLDER")
+    return folder / path

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -314,7 +315,8 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
         UserError: The place cannot be read or written.
     """
     if place is None or not is_url(place):
-        yield Path(place) if place else None
+        # Shells leave the ~ of --workdir=~/runs as it is, and a folder of that name is one that people lose.
+        yield Path(os.path.expanduser(place)) if place else None
         return
     say = say or (lambda line: streams.say(line, sys.stderr))
     mirror = Mirror(place, _copy_of(place, "workdirs"))

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import linecache
+import os
 import re
 import runpy
 import textwrap
@@ -168,7 +169,7 @@ def grid(arguments: Sequence[str], workdir: str | None) -> Grid | None:
             raise UserError(
                 f"{path}: no function get_grid(workdir); expected one that returns choices by name"
             )
-        choices = get_grid(Path(workdir or "runs"))
+        choices = get_grid(Path(os.path.expanduser(workdir or "runs")))
     except UserError:
         raise
     except Exception as error:  # a config file is the user's code and may raise anything
