@@ -8,9 +8,10 @@ Every table stands between marks that name its file; what is outside of them is 
 
 import argparse
 import csv
+import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import common
@@ -27,10 +28,12 @@ STEP_TARGETS = {
 }
 """Ratios that float32 steps were to reach."""
 PROTOCOL_TARGETS = {"full": "2", "l1sb": "5", "l1sb_pft": "3"}
-"""Ratios with compiling that the cached protocol at a fiftieth was to reach."""
+TENTH_TARGETS = {"full": "2.6", "l1sb": "10", "l1sb_pft": "4.5"}
+"""Ratios with compiling that the cached protocol was to reach, at a fiftieth and at a tenth of the paper's epochs."""
 NAMES = {
     "resnet50": "ResNet-50",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "vit_small": "ViT-S",
     "vit_small_dinov2": "DINOv2 ViT-S/14",
     "full": "full",
     "l1sb": "L1SB",
@@ -108,8 +111,8 @@ def train_step(rows: Rows) -> list[str]:
     ]
 
 
-def paper_protocol(rows: Rows) -> list[str]:
-    """Return the table of the paper's protocol."""
+def paper_protocol(rows: Rows, targets: Mapping[str, str] = PROTOCOL_TARGETS) -> list[str]:
+    """Return the table of the paper's protocol, with the ratios that arms were to reach."""
     head = (
         "| arm | side | wall s | of it compiling | TFLOP | Wh | AUC | ratio | ratio with compiling | rounds "
         "| FLOP ratio | target |"
@@ -119,8 +122,9 @@ def paper_protocol(rows: Rows) -> list[str]:
         for place, row in enumerate(group):
             compiling = decimals(row["compile s"], 1) if row["side"] != "torch" else ""
             ratios = [digits(row[key]) for key in ("ratio", "ratio with compile")]
-            ratios += [f"{digits(row['lowest'])} to {digits(row['highest'])}", digits(row["FLOP ratio"])]
-            target = PROTOCOL_TARGETS.get(arm, "") if row["side"] == "cached" else ""
+            lowest, highest = digits(row["lowest"]), digits(row["highest"])
+            ratios += [f"{lowest} to {highest}" if lowest != highest else "", digits(row["FLOP ratio"])]
+            target = targets.get(arm, "") if row["side"] == "cached" else ""
             figures = decimals(row["wall s"], 1), compiling, decimals(row["TFLOP"], 2), decimals(row["Wh"], 2)
             first = NAMES.get(arm, arm) if not place else ""
             lines.append(line(first, NAMES[row["side"]], *figures, score(row["AUC"], 3), *ratios, target))
@@ -286,7 +290,10 @@ TABLES: dict[str, Callable[[Rows], list[str]]] = {
         papers_size,
     )
 }
+TABLES["paper_protocol_tenth.csv"] = functools.partial(paper_protocol, targets=TENTH_TARGETS)
 """Function from the rows of a file to the lines of its table, by the file's name."""
+FLAGS = {"paper_protocol_tenth.csv": "paper_protocol --divide 10 --arms full,l1sb,l1sb_pft"}
+"""Module and flags that write a file, where its name does not say them."""
 
 
 def line(*cells: str) -> str:
@@ -324,7 +331,7 @@ def page(text: str, results: Path, path: Path) -> str:
         file = results / name
         if not file.exists():
             raise UserError(
-                f"{file}: not found; python -m benchmarks.{file.stem} --csv {file} measures and writes it"
+                f"{file}: not found; python -m benchmarks.{FLAGS.get(name, file.stem)} --csv {file} measures and writes it"
             )
         with file.open(encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
