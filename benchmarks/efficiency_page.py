@@ -93,8 +93,11 @@ def score(text: str, number: int) -> str:
 
 def train_step(rows: Rows) -> list[str]:
     """Return the table of training steps."""
-    head = "| model | dtype | what trains | ours, images/s | PyTorch | ratio | rounds | target |"
-    return [head, "| --- | --- | --- | ---: | ---: | ---: | --- | ---: |"] + [
+    head = (
+        "| model | dtype | what trains | ours, images/s | PyTorch | ratio | rounds | target "
+        "| peak MiB | PyTorch | compiling, s |"
+    )
+    return [head, "| --- | --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * 4] + [
         line(
             NAMES.get(row["model"], row["model"]),
             row["dtype"],
@@ -106,6 +109,9 @@ def train_step(rows: Rows) -> list[str]:
             if row["ratio low"]
             else "",
             STEP_TARGETS.get((row["model"], row["strategy"]), "") if row["dtype"] == "float32" else "",
+            whole(row["dapt_jax peak MiB"]),
+            whole(row["torch peak MiB"]),
+            decimals(row["compile s"], 1) if float(row["compile s"]) else "",
         )
         for row in rows
     ]
