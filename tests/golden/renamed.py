@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 RENAMED: dict[str, str] = {
     "adapt.lr is nan; expected more than 0": "adapt.lr is nan; expected more than 0, a finite number",
+    "condition 'corpus'; expected column=value": "condition 'corpus'; expected column=value, or column=value|value with all "
+    "values to select",
     "strategies holds None; expected names": "strategies is (None,); expected names as text, such as ('None',)",
     " or 'ROOT/configs/medmnist.py' or 'ROOT/configs/taher2021.py'?": "?",
     " or 'ROOT/configs/medmnist.py' or 'ROOT/configs/wbc.py'?": "?",
