@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from dapt_jax.ops import choice
 from dapt_jax.ops.depthwise import depthwise
+from dapt_jax.ops.direct import direct
 from dapt_jax.ops.product import product
 from dapt_jax.ops.shapes import DIMENSIONS, Padding, pairs
 from dapt_jax.ops.winograd import suits, winograd
@@ -46,6 +47,8 @@ def conv(
             return depthwise(stride, pads, x, kernel)
         if groups == stride == 1 and (height, width) == (3, 3) and suits(pads, x, kernel):
             return winograd(pads, x, kernel)
+        if groups == 1:
+            return direct(stride, pads, x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS, feature_group_count=groups
     )

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dapt_jax.ops.shapes import DIMENSIONS, Pairs, outputs, pad
+from dapt_jax.ops.direct import kernel_gradient
+from dapt_jax.ops.shapes import Pairs, outputs, pad
 
 # B^T, G and A^T of the paper's section 4.1.
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
@@ -102,10 +103,7 @@ def _backward(pads: Pairs, saved: Saved, g: jax.Array) -> tuple[jax.Array, jax.A
         full = _interleave([_overlap(across[j], across[j + 2], 2) for j in range(2)], 2)
         dx = full[:, pads[0][0] :, pads[1][0] :][:, : x.shape[1], : x.shape[2]]
     if min(inputs, channels) < ENOUGH_CHANNELS:
-        direct = functools.partial(
-            lax.conv_general_dilated, window_strides=(1, 1), padding=pads, dimension_numbers=DIMENSIONS
-        )
-        d_kernel = jax.vjp(lambda kernel: direct(x, kernel), kernel)[1](g)[0]
+        d_kernel = kernel_gradient(1, pads, x, kernel, g)
     else:
         d_points = lax.dot_general(tiles, d_products, (((1,), (1,)), ((0,), (0,))))
         d_kernel = _of_kernel(_POINTS.T, d_points, 1).reshape(kernel.shape)
