@@ -3,6 +3,7 @@
     python -m benchmarks.evidence            the tables between the marks of docs/evidence.md, docs/evidence/figures
     python -m benchmarks.evidence --summary  dapt_jax/study/evidence.csv, which mode=advise reads
     python -m benchmarks.evidence --publish=runs/evidence/chest     what these need of a study, into docs/evidence/chest
+    python -m benchmarks.evidence --publish=runs/further/chest --further-seeds     of more seeds of some of its arms, besides
 
 Every folder below docs/evidence that holds a study (`config.json`, `results.jsonl`, `ledger.jsonl` and, for patients,
 `predictions/` or `case_scores/`) is shown, finished or not.
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,11 +128,17 @@ class Panel:
         return found.mean if found else 0.0
 
     def best_full(self) -> str | None:
-        """Return full DAPT at its best length, chosen by the mean out-of-fold score on development images."""
+        """Return full DAPT at its best length, chosen by the mean out-of-fold score on development images.
+
+        The mean is over the seeds of all lengths, so that further seeds of one do not make it the best or another.
+        """
         lengths = [name for name in self.arms if name == "full" or name.rpartition("_")[0] == "full"]
+        values = {name: self.values(name, self.records.in_domain(self.task)) for name in lengths}
+        of_all = [all(value is not None for value in each) for each in zip(*values.values(), strict=True)]
         scores = {}
-        for name in lengths:
-            summary = Summary.of(self.values(name, self.records.in_domain(self.task)))
+        for name, each in values.items():
+            shared = [value for value, is_shared in zip(each, of_all, strict=True) if is_shared]
+            summary = Summary.of(shared or each)
             if summary is not None:
                 scores[name] = self.sign * summary.mean
         return max(scores, key=lambda name: scores[name]) if scores else None
@@ -327,11 +335,27 @@ def page(found: Sequence[Panel]) -> str:
     if not found:
         return "No records yet.\n"
     lines = [line for panel in found for line in table(panel)]
-    missing = {panel.name: panel.records.missing() for panel in found}
-    for name, arms in missing.items():
-        if arms:
-            lines += [f"Partial: {len(arms)} arms of `{name}` have not run.", ""]
+    for name, records in {panel.name: panel.records for panel in found}.items():
+        lines += _not_run(name, records)
     return "\n".join([*over_data_sets(found), *lines]).rstrip() + "\n"
+
+
+def _not_run(name: str, records: Records) -> list[str]:
+    """Return what has not run of a study: its missing arms, and the few arms that further seeds have."""
+    missing = set(records.missing())
+    ran = {
+        seed: tuple(arm for arm in records.strategies if f"{arm} {seed}" not in missing)
+        for seed in records.seeds
+    }
+    most = max(map(len, ran.values()), default=0)
+    further = {seed: arms for seed, arms in ran.items() if arms and 2 * len(arms) < most}
+    others = sum(len(records.strategies) - len(arms) for seed, arms in ran.items() if seed not in further)
+    lines = [f"Partial: {others} arms of `{name}` have not run.", ""] if others else []
+    for arms in dict.fromkeys(further.values()):
+        seeds = ", ".join(str(seed) for seed, own in further.items() if own == arms)
+        names = ", ".join(f"`{arm}`" for arm in arms)
+        lines += [f"Further seeds of `{name}`, {seeds}, have run for {names} alone.", ""]
+    return lines
 
 
 def summary(docs: Path) -> list[evidence.Finding]:
@@ -409,6 +433,55 @@ def _told(
     return told
 
 
+def add_seeds(workdir: Path, folder: Path) -> None:
+    """Add to the published records of a study those of further seeds of some of its arms.
+
+    Args:
+        workdir: Workdir in which the further seeds ran, by the same config but for `seeds` and `strategies`.
+        folder: Folder that the study was published to.
+
+    Raises:
+        UserError: The workdir is of another study or other images, or has seeds that are published already.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        added = Path(temporary) / folder.name
+        publish(workdir, added)
+        of_added, of_study = (
+            json.loads((each / "config.json").read_text(encoding="utf-8")) for each in (added, folder)
+        )
+        differing = sorted(
+            name
+            for name, value in _flat(of_added).items()
+            if name.partition(".")[0] not in ("seeds", "strategies")
+            and _flat(of_study).get(name, value) != value
+        )
+        if differing:
+            raise UserError(
+                f"{workdir}: {differing[0]} differs from {folder / 'config.json'}; expected the same study"
+            )
+        if unknown := set(of_added["strategies"]) - set(of_study["strategies"]):
+            raise UserError(f"{workdir}: {min(unknown)!r} is no strategy of {folder / 'config.json'}")
+        if again := set(of_added["seeds"]) & set(of_study["seeds"]):
+            raise UserError(f"{workdir}: seed {min(again)} is in {folder} already; expected further seeds")
+        of_study["seeds"] += of_added["seeds"]
+        for name in ("results.jsonl", "ledger.jsonl"):
+            _write(folder / name, [*_rows(folder / name), *_rows(added / name)])
+        for path in added.rglob("*.npz"):
+            target = folder / path.relative_to(added)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        (folder / "config.json").write_text(json.dumps(of_study, indent=1) + "\n", encoding="utf-8")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested config by dotted name."""
+    found = {}
+    for name, value in config.items():
+        nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found.update(nested)
+    return found
+
+
 def ordered(probabilities: np.ndarray) -> np.ndarray | None:
     """Return numbers from 0 to 1 in the order of the probabilities of each class, float16 [n, classes].
 
@@ -448,10 +521,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--publish", type=Path, metavar="WORKDIR", help="copy what is read of a study to --records"
     )
+    parser.add_argument(
+        "--further-seeds", action="store_true", help="add what --publish names to what is published"
+    )
     given = parser.parse_args(arguments)
     try:
         if given.publish:
-            publish(given.publish, given.records / given.publish.resolve().name)
+            write = add_seeds if given.further_seeds else publish
+            write(given.publish, given.records / given.publish.resolve().name)
             return 0
         if given.summary:
             with evidence.FILE.open("w", encoding="utf-8", newline="") as file:

@@ -154,6 +154,55 @@ def test_what_is_published_of_a_study_draws_the_same_page(tmp_path):
     assert {path.name for path in published.rglob("*.npz")} == {"t-external.npz"}
 
 
+def further(folder, seeds=(4, 5), **changes):
+    """Write the records of a study's further seeds of two arms."""
+    levels = {"none": 0.7, "full": 0.915}
+    study(folder, levels, seeds=6, images="mine")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"seeds": list(seeds), "strategies": list(levels), **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("results.jsonl", "ledger.jsonl"):
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        atomic_files.write(folder / name, [row for row in rows if row["seed"] in seeds])
+    return folder
+
+
+def test_further_seeds_are_added_to_a_published_study(tmp_path):
+    published = study(tmp_path / "published" / "mine", {**LEVELS, "full": 0.915})
+    (before,) = evidence.panels(published.parent)
+    assert before.best_full() == "full_30"
+    workdir = further(tmp_path / "further" / "mine")
+    add = [f"--publish={workdir}", "--further-seeds", f"--records={published.parent}"]
+    assert evidence.main(add) == 0
+    (panel,) = evidence.panels(published.parent)
+    assert [len([v for v in panel.values(name) if v is not None]) for name in LEVELS] == [6, 6, 4, 4, 4]
+    assert panel.values("full_10")[:4] == before.values("full_10")
+    # Seeds 4 and 5 raise the mean of full above that of full_30, which did not run with them.
+    assert panel.best_full() == "full_30"
+    lines = evidence.page([panel]).splitlines()
+    assert "Further seeds of `mine`, 4, 5, have run for `none`, `full` alone." in lines
+    assert not any(line.startswith("Partial") for line in lines)
+    assert evidence.main(add) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": {"t": {"external": "others"}}}, "tasks.t.external differs from"),
+        ({"strategies": ["none", "new"]}, "'new' is no strategy of"),
+        ({"seeds": [3]}, "seed 3 is in"),
+    ],
+)
+def test_further_seeds_of_another_study_are_not_added(changes, said, tmp_path, capsys):
+    published = study(tmp_path / "published" / "mine")
+    before = {path: path.read_bytes() for path in published.iterdir()}
+    workdir = further(tmp_path / "further" / "mine", **changes)
+    add = [f"--publish={workdir}", "--further-seeds", f"--records={published.parent}"]
+    assert evidence.main(add) == 2
+    assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in published.iterdir()} == before
+
+
 def test_published_scores_of_masks_are_those_of_the_same_images(tmp_path):
     folder, names = study(tmp_path / "records" / "mine"), np.array([f"{n}.png" for n in range(9, -1, -1)])
     for seed in (0, 1):
