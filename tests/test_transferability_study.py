@@ -136,7 +136,10 @@ def test_arms_within_a_budget_compete_and_one_is_left(tmp_path):
     done = {row["strategy"] for row in rows(folder / "results.jsonl")}
     assert done == {"baseline", "truncated", record["winner"]}
     assert {row["strategy"] for row in ledger if row["stage"] == "dapt"} == {"switching", "top"}
-    assert "Unfinished" not in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "Unfinished" not in report
+    assert "## The competition for compute" in report
+    assert "| none |" not in report.split("## The competition for compute")[1].split("\n##")[0]
     before = (folder / "results.jsonl").read_text()
     assert run(*flags) == 0
     assert (folder / "results.jsonl").read_text() == before

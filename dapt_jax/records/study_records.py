@@ -222,8 +222,12 @@ class Records:
 
     @property
     def reference(self) -> str | None:
-        """The reference strategy: "full", else the first."""
-        return "full" if "full" in self.strategies else next(iter(self.strategies), None)
+        """The reference strategy: "full", else the first; of strategies that compete for compute, one with scores."""
+        strategies = self.strategies
+        if self.config.get("compute_budget") and self.results:
+            have = {row["strategy"] for row in self.results}
+            strategies = [name for name in strategies if name in have] or strategies
+        return "full" if "full" in strategies else next(iter(strategies), None)
 
     @property
     def margin(self) -> float:

@@ -23,6 +23,7 @@ from dapt_jax.records.vocabulary import BASELINE
 from dapt_jax.report import (
     by_source,
     claims,
+    competition,
     feature_maps,
     figures,
     leak_marks,
@@ -226,6 +227,7 @@ def _view(records: Records, pictures: list[tuple[str, Path, str]], workdir: Path
         "facts": [*_facts(records), *_set_sizes(workdir)],
         "warnings": _warnings(records),
         "overview": None,
+        "competition": competition.table(workdir, records),
         "sections": sections,
         "ranks": [leak_marks.marked(records, table) for table in claims.over_tasks(records)],
         "figures": shown(""),

@@ -6,34 +6,20 @@ winner receives the unspent budget. Jamieson and Talwalkar, "Non-stochastic best
 hyperparameter optimization", arXiv 1502.07943.
 """
 
-import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Mapping
-from typing import Any
 
 from dapt_jax.errors import UserError
-from dapt_jax.runtime import atomic_files, processes
+from dapt_jax.records import competitions
+from dapt_jax.records.competitions import Competition, Round
+from dapt_jax.runtime import processes
 from dapt_jax.study import balance
 from dapt_jax.study.adapt import prepared
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.scorer import Plan
 from dapt_jax.training.context import RunContext
 from dapt_jax.transferability.registry import entry
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The winner, and its number of epochs within the budget.
-
-    Attributes:
-        winner: Name of the strategy.
-        epochs: Epochs of its run, head included.
-    """
-
-    winner: str
-    epochs: int
 
 
 def cost(study: Study, arm: Arm, plan: Plan, epochs: int) -> int:
@@ -128,7 +114,7 @@ def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int
     return sorted(scores, key=lambda name: undefined if (s := scores[name]) is None else sign * s)[:number]
 
 
-def run(study: Study, seed: int, context: RunContext) -> Outcome:
+def run(study: Study, seed: int, context: RunContext) -> Competition:
     """Run successive halving, or read its result; the winner stops where its budget ends.
 
     Args:
@@ -137,15 +123,14 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
         context: Surroundings of runs.
     """
     workdir = context.study_folder()
-    record = workdir / "checkpoints" / f"halving-seed{seed}.json"
+    record = competitions.path_of(workdir, seed)
     if processes.sync_file(record):
-        decided = json.loads(record.read_text(encoding="utf-8"))
-        return Outcome(decided["winner"], decided["epochs"])
+        return competitions.read(record)
     competitors = {arm.name: Competitor(study, arm, context) for arm in entrants(study, seed)}
     score = study.settings.checkpoint_selection.score
     total = study.budget_flops(seed)
     survivors = list(competitors)
-    history: list[dict[str, Any]] = []
+    history: list[Round] = []
     allowed = 0.0
     for number in range(rounds_of(len(competitors))):
         allowed += round_budget(total, len(competitors), len(survivors))
@@ -153,7 +138,7 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
         eligible = [name for name in survivors if reach[name] >= first_score(competitors[name].plan)]
         scores = {name: competitors[name].advance(reach[name])[score] for name in eligible}
         spent = {name: competitor.spent for name, competitor in competitors.items()}
-        history.append({"round": number + 1, "epochs": reach, "scores": scores, "flops": spent})
+        history.append(Round(reach, scores, spent))
         survivors = keep(scores, entry(score).higher_is_better, max(1, math.ceil(len(survivors) / 2)))
         context.reporter.say(
             f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(reach)} go on"
@@ -164,9 +149,9 @@ def run(study: Study, seed: int, context: RunContext) -> Outcome:
     for name, competitor in competitors.items():
         if name != winner:
             shutil.rmtree(competitor.arm.folder(workdir), ignore_errors=True)
-    decided = {"winner": winner, "epochs": epochs, "budget_flops": total, "rounds": history}
-    atomic_files.write_text(record, json.dumps(decided, indent=1) + "\n")
-    return Outcome(winner, epochs)
+    decided = Competition(winner, epochs, total, history)
+    competitions.write(record, decided)
+    return decided
 
 
 class Competitor:
