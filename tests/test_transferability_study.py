@@ -215,6 +215,21 @@ def test_a_plan_within_a_budget_is_of_the_most_that_the_study_can_take(capsys):
     assert f"adaptation: {number(sum(budgets) / 1e12)} TFLOP in all at most: with each of 2 seeds" in shown
 
 
+@pytest.mark.parametrize(("score", "is_warned"), [("robustness", True), ("knn", False)])
+def test_competing_by_maps_at_different_depths_is_warned_of(score, is_warned, capsys):
+    config = tiny_study.get_config()
+    first, *_, last = config.custom_strategies.switching.phases
+    top = dict(last, name="top", trainable=("stage2", "head"))
+    config.custom_strategies.top = {"cut_after": "stage2/block2", "phases": (first, top)}
+    config.checkpoint_selection.score, config.compute_budget = score, 0.9
+    config.checkpoint_scoring.update({"images": 16, "budget": 0.9, "level": 1})
+    config.adapt.update({"head_epochs": 2, "epochs": 12})
+    for strategies, says in ((("switching", "full"), is_warned), (("switching", "top"), False)):
+        config.strategies = strategies
+        prepare(resolve(config))
+        assert ("scores at different depths do not compare" in capsys.readouterr().out) == says
+
+
 def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
     scores = {"a": 1.0, "b": None, "c": 3.0, "d": 2.0}
     assert halving.keep(scores, True, 2) == ["c", "d"]

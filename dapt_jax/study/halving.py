@@ -17,7 +17,7 @@ from dapt_jax.runtime import processes
 from dapt_jax.study import balance
 from dapt_jax.study.adapt import prepared
 from dapt_jax.study.arms import Arm, Study
-from dapt_jax.study.scorer import Plan
+from dapt_jax.study.scorer import Plan, level_group
 from dapt_jax.training.context import RunContext
 from dapt_jax.transferability.registry import entry
 
@@ -93,6 +93,30 @@ def check(study: Study, seed: int) -> None:
             f"{least:g} or more ({most:g} for all of them), fewer strategies, more epochs, or a smaller "
             "checkpoint_scoring.every"
         )
+
+
+def unlike(study: Study) -> str:
+    """Return a warning where the score of strategies that compete reads maps of different layer groups; else "".
+
+    Distances of views depend on the depth of the map as much as on how the network was adapted: on blood cells the
+    robustness of a cut network was worst by far, and its AUC outside best (docs/wbc.md).
+    """
+    settings = study.settings
+    score = settings.checkpoint_selection.score
+    if not settings.compute_budget or entry(score).needs not in ("views", "masks"):
+        return ""
+    read: dict[str, list[str]] = {}
+    for arm in entrants(study, settings.seeds[0]):
+        encoder = study.run_of(arm).model.encoder
+        level = level_group(encoder, settings.checkpoint_scoring.level)
+        read.setdefault(encoder.groups[level], []).append(arm.name)
+    if len(read) < 2:
+        return ""
+    said = "; ".join(f"of {group!r} for {', '.join(names)}" for group, names in read.items())
+    return (
+        f"compute_budget: {score} reads the map {said}: scores at different depths do not compare, so that depth may "
+        "decide who wins; expected strategies of one depth, or a score of pooled features such as 'knn'"
+    )
 
 
 def _plan(study: Study, arm: Arm) -> Plan:

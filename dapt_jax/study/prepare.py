@@ -98,6 +98,8 @@ def prepare(settings: StudySettings) -> Study:
             f"warning: checkpoint_selection.score={study.scores.select} reads labels of {of} development, whose scores "
             "are then those of images that chose the checkpoint; other splits have no say"
         )
+    if line := halving.unlike(study):
+        streams.say(f"warning: {line}")
     return study
 
 
