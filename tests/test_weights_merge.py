@@ -200,6 +200,16 @@ def test_what_is_no_parameter_of_a_layer_is_left_over() -> None:
         assert "layers.0.blocks.1.attn_mask" in report.left_over
 
 
+def test_the_token_of_masked_patches_is_left_over_under_every_scheme() -> None:
+    """DINOv2's files have one: in transformers' names beside the class token, in the authors' at the top."""
+    whole = classifier("vit_small_dinov2")
+    for scheme in tables.schemes("vit_small_dinov2")[1:]:
+        source = source_of(whole, scheme)
+        token = tables.table(scheme, whole)["stem/class_token"].key.replace("cls_token", "mask_token")
+        _, _, report = merge(whole, source | {token: np.zeros((1, 384), np.float32)}, seed=0)
+        assert report.left_over == (token,)
+
+
 def test_rubbish_is_refused_with_examples_of_it() -> None:
     with pytest.raises(UserError, match=r"names tried: dapt_jax, torchvision.*\); it holds foo, bar"):
         merge(classifier("resnet18"), {"foo": np.ones(1), "bar": np.ones(1)}, seed=0)

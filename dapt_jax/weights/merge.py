@@ -338,8 +338,9 @@ def _refuse_larger(
             raise UserError(f"{origin}: these are the weights of {name!r}, not of {own!r}")
 
 
-_BUFFERS = ("attn_mask",)
-"""Last names of floating-point arrays inside layers that are no parameters: masks of shifted windows."""
+_UNUSED = ("attn_mask", "mask_token")
+"""Last names of floating-point arrays inside layers that no encoder computes with: masks of shifted windows, and the
+token that takes the place of masked patches in pretraining, which transformers keeps among a stem's."""
 
 
 def _refuse_richer(
@@ -370,7 +371,7 @@ def _refuse_richer(
         for key in left_over
         if key.startswith(starts)
         and key not in known
-        and key.rpartition(sign)[2] not in _BUFFERS
+        and key.rpartition(sign)[2] not in _UNUSED
         and jax.numpy.issubdtype(source.like(key).dtype, np.floating)
     )
     if unread:
