@@ -170,6 +170,38 @@ def test_a_deeper_model_of_the_same_names_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "number", "last", "next_one"),
+    [
+        (
+            "efficientnet_b0",
+            1,
+            "features.3.1.",
+            "features.3.2.",
+        ),  # EfficientNet-B1 has these widths, and more blocks
+        ("efficientnet_b0", 2, "blocks.2.1.", "blocks.2.2."),
+        ("efficientnet_b0_keras", 1, "block3b_", "block3c_"),
+        ("resnet152", 1, "layer2.7.", "layer2.8."),  # ResNet-200
+        ("resnet50_keras", 2, "res3d_", "res3e_"),
+        ("vit_small", 1, "blocks.11.", "blocks.12."),
+        ("convnext_tiny", 2, "stages.2.blocks.8.", "stages.2.blocks.9."),
+        ("swin_tiny", 0, "stage3/block6/", "stage3/block7/"),
+        ("unet", 1, "down4.", "down5."),
+    ],
+)
+def test_a_deeper_network_that_is_no_model_here_is_refused(model, number, last, next_one) -> None:
+    whole = classifier(model)
+    source = source_of(whole, tables.schemes(model)[number])
+    for model_of, start in ((whole, ""), (classifier(model, after=whole.encoder.groups[2]), "backbone.")):
+        named = {
+            start.replace(".", tables.schemes(model)[number].separator) + key: source[key] for key in source
+        }
+        merge(model_of, named, seed=0)  # of its own depth
+        more = {key.replace(last, next_one): array for key, array in named.items() if last in key}
+        with pytest.raises(UserError, match=f"a deeper network than '{model}', .* for {len(more)} arrays"):
+            merge(model_of, named | more, seed=0)
+
+
+@pytest.mark.parametrize(
     ("model", "more"),
     [
         ("vit_small", "blocks.3.ls1.gamma"),  # layer scale, as in DINOv2's transformers of 16 pixels

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -131,6 +132,7 @@ def merge(
     if any(not key.startswith(f"{prefix}{scheme.head}{scheme.separator}") for key in left_over):
         _refuse_larger(classifier, scheme, source, len(loaded), origin)
     _refuse_richer(classifier, scheme, prefix, left_over, source, origin)
+    _refuse_deeper(classifier, scheme, prefix, left_over, source, origin)
 
     drawn = flatten(init_params({HEAD: params[HEAD]}, classifier.kinds, seed)) if skipped else {}
     report = MergeReport(
@@ -379,3 +381,44 @@ def _refuse_richer(
             f"{origin}: weights of another architecture than {encoder.name!r}: its layers lack {len(unread)} arrays of "
             f"the file's{_examples(unread)}; expected weights whose layers hold no others"
         )
+
+
+def _refuse_deeper(
+    classifier: Classifier,
+    scheme: tables.Scheme,
+    prefix: str,
+    left_over: tuple[str, ...],
+    source: Weights,
+    origin: str,
+) -> None:
+    """Refuse a file with more layer groups than the model: a deeper network that the registry does not have.
+
+    Examples are an EfficientNet-B1 for a B0, whose widths are equal, and a ResNet-200 for a ResNet-152. Their arrays
+    have the names of numbered layer groups, with other numbers (in Keras, letters).
+    """
+    name = classifier.encoder.name
+    if name not in registry.names():
+        return  # an encoder that is not registered does not tell what it was truncated from
+    whole = registry.build(name)
+    entries = _body(tables.table(scheme, Classifier(whole, 1)))
+    known = {prefix + entry.key for entry in entries.values()}
+    groups = {path: whole.group_of(path) for path in entries}
+    numbered = {_without_numbers(entries[path].key) for path in entries if re.search(r"\d", groups[path])}
+    more = tuple(
+        key
+        for key in left_over
+        if key.startswith(prefix)
+        and key not in known
+        and _without_numbers(key.removeprefix(prefix)) in numbered
+        and jax.numpy.issubdtype(source.like(key).dtype, np.floating)
+    )
+    if more:
+        raise UserError(
+            f"{origin}: weights of a deeper network than {name!r}, which has no layers for {len(more)} arrays of the "
+            f"file{_examples(more)}; expected weights of its own depth"
+        )
+
+
+def _without_numbers(key: str) -> str:
+    """Return a key without the numbers of its layers: `blocks.#.#.bn#.weight`, and `block#_bn/beta` of Keras' block2c."""
+    return re.sub(r"\d+([a-z](?=[_/]))?", "#", key)
