@@ -260,6 +260,12 @@ def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, suffix: str) -> No
             np.testing.assert_array_equal(flatten(after)[path], array)
 
 
+@pytest.mark.parametrize("name", registry.names())
+def test_our_own_names_are_the_paths(name: str) -> None:
+    """Those of arrays that lie in a layer group itself, such as tokens and layer scale, too."""
+    assert all(entry.key == path for path, entry in tables.table(tables.OWN, classifier(name)).items())
+
+
 def test_export_to_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.safetensors or \.npz"):
         export.write(tmp_path / "w.pth", {}, {})

@@ -147,7 +147,7 @@ def numbers(group: str) -> tuple[int, int]:
 
 
 def _own(encoder: Encoder, group: str, part: str) -> str:
-    return f"{group}/{part}"
+    return f"{group}/{part}" if part else group
 
 
 OWN = Scheme("dapt_jax", "dapt_jax", _own, HEAD)
