@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -393,3 +394,38 @@ def test_the_weights_of_a_cut_encoder_cut_the_encoder_that_takes_them(tmp_path, 
     np.testing.assert_array_equal(loaded["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
     assert not report.left_over
     assert locate.fitted(str(tmp_path / "adapted.safetensors"), whole, may_read=False) is whole
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "after"),
+    [
+        ("efficientnet_b0_keras", "efficientnet_b0", "top"),
+        ("efficientnet_b0", "efficientnet_b0_keras", "stage2/block1"),
+        ("densenet121", "densenet121_keras", "stage1/layer2"),
+        ("resnet50_keras", "resnet50", "stage2/block1"),  # whole, its biases tell
+    ],
+)
+def test_our_own_files_of_another_function_are_refused(tmp_path, held, wanted, after):
+    encoder, other = (registry.build(name).truncate(after) for name in (held, wanted))
+    params, batch_stats = encoder.init(0)
+    export.write(tmp_path / "w.safetensors", params, batch_stats, encoder)
+    with pytest.raises(
+        UserError, match=f"weights of '{held}', not of '{wanted}'; expected model.name='{held}'"
+    ):
+        locate.load(str(tmp_path / "w.safetensors"), Classifier(other, 2), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "after"),
+    [("vit_base", "vit_base_mae", "block1"), ("swin_tiny", "swin_hidy2024", "stage1/block2")],
+)
+def test_models_of_the_same_function_take_each_others_files(tmp_path, held, wanted, after):
+    encoder, other = (registry.build(name).truncate(after) for name in (held, wanted))
+    params, batch_stats = encoder.init(0)
+    export.write(tmp_path / "w.npz", params, batch_stats, encoder)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8))
+    found = []
+    for classifier in (Classifier(each.with_preprocess(encoder.preprocess), 2) for each in (encoder, other)):
+        loaded, statistics, _ = locate.load(str(tmp_path / "w.npz"), classifier, seed=0)
+        found.append(classifier.features(loaded, statistics, images))
+    np.testing.assert_array_equal(*found)

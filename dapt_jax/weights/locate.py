@@ -1,6 +1,7 @@
 """Loading of the weights that a config names."""
 
 import dataclasses
+import functools
 import importlib.util
 import urllib.parse
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from dapt_jax.errors import UserError, nearest, nearest_beside
 from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
-from dapt_jax.models.encoder import Encoder, Tree
+from dapt_jax.models.encoder import Encoder, LayerGroup, Tree
 from dapt_jax.models.preprocess import Preprocess
 from dapt_jax.runtime import safe_paths
 from dapt_jax.weights import (
@@ -53,8 +54,8 @@ def load(
         Nested dicts of float32 NumPy arrays, and a report of their origins.
 
     Raises:
-        UserError: The model has no default source, the file does not exist or does not fit the model, or it
-            contains several encoders and the choice is ambiguous.
+        UserError: The model has no default source, the file does not exist, does not fit the model or is known to be
+            of another one, or it contains several encoders and the choice is ambiguous.
     """
     encoder = classifier.encoder
     if spec == RANDOM:
@@ -63,11 +64,43 @@ def load(
         return params, batch_stats, MergeReport((), paths, (), f"random (seed {seed})", "")
     address = Address.of(spec)
     path = _default(encoder.name) if spec == IMAGENET else find(spec, encoder.name)
-    params, batch_stats, report = merge(
-        classifier, readers.read(path), seed=seed, head=head, prefix=address.prefix
-    )
-    said = _normalisation(encoder, recognise.expected(str(path) if spec == IMAGENET else address.place, path))
+    weights = readers.read(path)
+    expected = recognise.expected(str(path) if spec == IMAGENET else address.place, path)
+    _refuse_another_function(encoder, expected.model, weights.origin)
+    params, batch_stats, report = merge(classifier, weights, seed=seed, head=head, prefix=address.prefix)
+    said = _normalisation(encoder, expected)
     return params, batch_stats, dataclasses.replace(report, normalisation=said)
+
+
+def _refuse_another_function(encoder: Encoder, model: str, origin: str) -> None:
+    """Refuse weights of a model whose arrays may fit, but which computes something else from them.
+
+    Keras' EfficientNet-B0 and PyTorch's, for example, differ in padding and in the epsilon of batch norm alone. Models
+    that differ in their normalisation alone (a supervised ViT and MAE's) take each other's weights.
+    """
+    if model == encoder.name or not {model, encoder.name} <= set(registry.names()):
+        return
+    ours, theirs = (
+        {spec.name: _constructor(spec) for spec in registry.build(name).specs}
+        for name in (encoder.name, model)
+    )
+    if any(group in theirs and theirs[group] != ours[group] for group in encoder.groups):
+        raise UserError(
+            f"{origin}: these are the weights of {model!r}, not of {encoder.name!r}; expected model.name={model!r}"
+        )
+
+
+def _constructor(spec: LayerGroup) -> tuple[object, ...]:
+    """Return what a layer group is built by, without normalisations."""
+    if not isinstance(spec.build, functools.partial):
+        return (spec.build,)
+    return (spec.build.func, *map(_without_preprocess, spec.build.args), sorted(spec.build.keywords.items()))
+
+
+def _without_preprocess(value: object) -> object:
+    if isinstance(value, Preprocess):
+        return None
+    return tuple(map(_without_preprocess, value)) if isinstance(value, tuple) else value
 
 
 def is_here(spec: str, model: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from dapt_jax.errors import UserError
 from dapt_jax.models.preprocess import IMAGENET, Preprocess
 from dapt_jax.weights import identity, normalisation, readers, zoo
+from dapt_jax.weights.export import MODEL
 from dapt_jax.weights.source import Weights
 
 
@@ -26,11 +27,13 @@ class Expected(NamedTuple):
         preprocess: For three channels, or as many as the file defines; None if unknown.
         why: Source of this information, in words.
         is_certain: Whether the name or the URL is sufficient, so that the file does not have to be read.
+        model: Architecture of the weights, as the file records it or its zoo entry says; empty if unknown.
     """
 
     preprocess: Preprocess | None
     why: str
     is_certain: bool = False
+    model: str = ""
 
 
 _NOTHING = Expected(None, "nothing tells what these weights expect: model.preprocess can")
@@ -103,8 +106,9 @@ def expected(spec: str, path: Path | None = None) -> Expected:
     return _NOTHING
 
 
-def _entry(name: str, how: str = "") -> Expected:
-    return Expected(zoo.entry(name).preprocess, f"{name}{how}")
+def _entry(name: str) -> Expected:
+    entry = zoo.entry(name)
+    return Expected(entry.preprocess, name, model=entry.model)
 
 
 # ---- the file itself
@@ -112,8 +116,9 @@ def _entry(name: str, how: str = "") -> Expected:
 
 
 def _remembered(path: Path) -> Expected | None:
-    found = normalisation.from_metadata(_keys(path).metadata, str(path))
-    return Expected(found, "as the file remembers") if found else None
+    metadata = _keys(path).metadata
+    found = normalisation.from_metadata(metadata, str(path))
+    return Expected(found, "as the file remembers", model=metadata.get(MODEL, "")) if found else None
 
 
 def _by_checksum(path: Path) -> str | None:
@@ -190,7 +195,8 @@ def _by_name(spec: str, path: Path | None) -> Expected | None:
     address = spec.partition("?")[0]
     file = urllib.parse.unquote(address).rstrip("/").rpartition("/")[2]
     if file.lower() not in _PLAIN and (name := _files().get(file)):
-        return _entry(name, ", by its file name")
+        # A name is not certain enough to tell the architecture: another may have been trained from this one.
+        return Expected(zoo.entry(name).preprocess, f"{name}, by its file name")
     place = urllib.parse.unquote(address).lower()
     if path is not None and "://" not in spec:
         place = f"{path.resolve().parent.name}/{path.name}".lower()
