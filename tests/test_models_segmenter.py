@@ -121,6 +121,30 @@ def test_every_decoder_fits_on_every_family(encoder: str, side: int, decoder: st
     assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.bfloat16.dtype}
 
 
+@pytest.mark.parametrize("decoder", sorted(decoders.BUILDERS))
+@pytest.mark.parametrize(
+    ("encoder", "after", "side"),
+    [
+        ("vit_small", "block2", 64),  # tokens of one level
+        ("vit_small_dinov2", "block3", 224),
+        ("vit_small", "block4", 64),
+        ("unet", "stage1", 16),  # a map of one level
+        ("densenet121", "stem", 64),
+    ],
+)
+def test_every_decoder_fits_on_truncated_encoders(encoder: str, after: str, side: int, decoder: str) -> None:
+    segmenter = Segmenter(registry.build(encoder).truncate(after), 2, decoder)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
+    assert jax.eval_shape(segmenter, *segmenter.abstract(), images).shape == (1, side, side, 2)
+
+
+def test_an_encoder_without_a_map_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="'vit_small' truncated after 'stem' has no feature map for a decoder"
+    ):
+        Segmenter(registry.build("vit_small").truncate("stem"), 2)
+
+
 def test_images_of_another_size_name_the_nearest(model) -> None:
     segmenter, params, batch_stats = model
     with pytest.raises(UserError, match=r"20 x 16 pixels.*multiples of 8, such as 16 x 16"):

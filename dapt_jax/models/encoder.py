@@ -193,6 +193,10 @@ def _function(part: _Part, mode: BatchNormMode, choices: Hashable) -> Callable[.
     return jax.jit(layer_group)
 
 
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
+
+
 class Encoder:
     """An image encoder as ordered layer groups of pure functions.
 
@@ -218,7 +222,7 @@ class Encoder:
         preprocess: Preprocess,
         image_size: int = 224,
         remat: Iterable[str] = (),
-        as_map: Callable[[jax.Array], jax.Array] = lambda x: x,
+        as_map: Callable[[jax.Array], jax.Array] = _as_it_is,
         options: Options = DEFAULT,
         lora: LoraSettings = DEFAULT_LORA,
         token_patch: int = 0,
@@ -237,6 +241,11 @@ class Encoder:
     def is_stochastic(self) -> bool:
         """Whether training drops activations, branches or patches at random: see `apply`'s `rng`."""
         return any((self.options.drop_path, self.options.dropout, self.options.patch_dropout))
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether its groups' outputs are feature maps (b, h, w, c) by themselves, and no tokens."""
+        return self.as_map is _as_it_is
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ class Segmenter:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if not self.encoder.pyramid_levels:
+            raise UserError(
+                f"model {self.encoder.name!r} truncated after {self.encoder.groups[-1]!r} has no feature map for a "
+                "decoder; expected one more layer group or a later one"
+            )
         # Layers after the last pyramid level (EfficientNet's final 1x1 convolution, a transformer's last
         # layer norm) serve only classification.
         object.__setattr__(self, "encoder", self.encoder.feature_trunk)

@@ -32,11 +32,13 @@ def pyramid(encoder: Encoder) -> tuple[list[Step], list[Level]]:
     """Return the steps before a decoder, and the pyramid levels that the decoder reads, finest first.
 
     Where the encoder's levels differ in resolution, there are no steps, and the levels are the encoder's.
-    Otherwise they are the maps of four depths, resized to 1/4 to 1/32 of the image's side, as in ViTDet (Li
-    et al., arXiv 2203.16527) and BEiT's UPerNet, but without their learnt convolutions.
+    Otherwise they are the maps of four depths (of fewer, if the encoder is truncated), resized to 1/4 to 1/32 of
+    the image's side, as in ViTDet (Li et al., arXiv 2203.16527) and BEiT's UPerNet, but without their learnt
+    convolutions.
     """
     levels = list(encoder.pyramid_levels)
-    if len({level.reduction for level in levels}) == len(levels):
+    # The only level of a truncated transformer differs from no other, but the output of its group is tokens.
+    if len({level.reduction for level in levels}) == len(levels) and (len(levels) > 1 or encoder.has_maps):
         return [], levels
     steps: list[Step] = []
     made: list[Level] = []
