@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
@@ -209,6 +210,38 @@ def test_a_folder_of_the_hub_says_in_the_files_beside(tmp_path: Path, name: str,
     (tmp_path / name).write_text(json.dumps(content))
     assert locate.fitted(str(tmp_path), registry.build("resnet50")).preprocess == HALF
     assert recognise.expected(str(tmp_path), tmp_path).why == f"{name} beside it"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}),
+        ("preprocessor_config.json", {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}),
+        (
+            "preprocessor_config.json",
+            {"do_normalize": False, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        ),
+        (
+            "preprocessor_config.json",
+            {"rescale_factor": 1 / 127.5, "image_mean": [0.3, 0.4, 0.5], "image_std": [0.5, 1.0, 1.5]},
+        ),
+    ],
+)
+def test_the_files_beside_are_taken_as_their_libraries_take_them(
+    tmp_path: Path, name: str, content: dict
+) -> None:
+    """The definition: (x rescale_factor - mean) / std, without the mean and std unless do_normalize."""
+    write(tmp_path / "model.safetensors", "conv1.weight")
+    (tmp_path / name).write_text(json.dumps(content))
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8)
+    wanted = images * content.get("rescale_factor", 1 / 255)
+    if content.get("do_normalize", True):
+        values = content.get("pretrained_cfg", content)
+        wanted = (wanted - values.get("image_mean", values.get("mean"))) / values.get(
+            "image_std", values.get("std")
+        )
+    preprocess = locate.fitted(str(tmp_path), registry.build("resnet50")).preprocess
+    np.testing.assert_allclose(preprocess(jnp.asarray(images)), wanted, atol=1e-5)
 
 
 def test_the_setting_says_more_than_the_weights(tmp_path: Path) -> None:

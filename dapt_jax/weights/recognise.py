@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +152,34 @@ def _sidecar(folder: Path) -> Expected | None:
         values = found.get("pretrained_cfg") if name == "config.json" else found
         if isinstance(values, dict) and mean in values and std in values:
             try:
-                text = ",".join(f"{float(each):.10g}" for each in (*values[mean], *values[std]))
-                parsed = normalisation.parse(text, len(values[mean]))
-            except (UserError, TypeError, ValueError):
+                parsed = _of_processor(values, values[mean], values[std])
+            except (UserError, TypeError, ValueError, ArithmeticError):
                 continue
             return Expected(parsed, f"{name} beside it")
     return None
+
+
+def _of_processor(values: Mapping[str, Any], mean: Any, std: Any) -> Preprocess | None:
+    """Return the normalisation (x factor - mean) / std of x from 0 to 255, as transformers' image processors have it.
+
+    Args:
+        values: Settings of the processor: `do_normalize`, `do_rescale` and `rescale_factor`, if there are any.
+        mean: Means of the channels.
+        std: Their standard deviations.
+    """
+    means, deviations = ([float(f"{float(each):.10g}") for each in numbers] for numbers in (mean, std))
+    if values.get("do_normalize") is False:
+        means, deviations = [0.0] * len(means), [1.0] * len(means)
+    factor = values.get("rescale_factor") if values.get("do_rescale") is not False else None
+    # Without a factor, numbers up to 1 are of values from 0 to 1.
+    side = 255.0 if max(map(abs, means + deviations)) <= 1 else 1.0
+    scale = round(1 / float(factor), 6) if factor else side
+    numbers = {
+        "mean": [scale * each for each in means],
+        "std": [scale * each for each in deviations],
+        "bgr": False,
+    }
+    return normalisation.from_metadata({normalisation.KEY: json.dumps(numbers)}, "")
 
 
 def _json(path: Path) -> dict[str, Any]:
