@@ -381,6 +381,26 @@ def test_the_checkpoints_of_another_run_are_refused_and_its_surroundings_may_cha
     train(dataclasses.replace(run, seed=1), tmp_path)
 
 
+@pytest.mark.parametrize(("begun", "goes_on"), [("", "int8"), ("int8", ""), ("bfloat16", "int8")])
+def test_a_run_does_not_go_on_with_activations_cached_in_another_dtype(tmp_path, begun, goes_on):
+    """But where nothing is cached it does, since the dtype then changes nothing."""
+    phase = Phase("partial", 4, ("stage3", "head"), 1e-2, augment=False)
+
+    def run(dtype, mode="auto"):
+        made = tiny.make_run([phase], encoder=ENCODER, data=DATA, cache=mode)
+        return dataclasses.replace(made, caching=dataclasses.replace(made.caching, dtype=dtype))
+
+    for mode in ("auto", "off"):
+        with pytest.raises(KilledError):
+            train(run(begun, mode), tmp_path / mode, **SAVE_ALWAYS, heartbeat=Killer(7))
+    with pytest.raises(
+        UserError, match="of another run: other are its dtype of cached activations; expected"
+    ):
+        train(run(goes_on), tmp_path / "auto")
+    train(run(begun), tmp_path / "auto")
+    train(run(goes_on, "off"), tmp_path / "off")
+
+
 def test_a_checkpoint_of_an_earlier_version_with_another_state_of_the_optimizer_is_named_as_such(
     tmp_path, monkeypatch
 ):

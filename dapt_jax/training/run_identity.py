@@ -10,6 +10,7 @@ from dapt_jax.data import near_duplicates
 from dapt_jax.fields import default_of
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.objectives import Objective
+from dapt_jax.training.cache.prefix import Prefix
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.weights import identity
 from dapt_jax.weights.paths import flatten
@@ -18,8 +19,8 @@ from dapt_jax.weights.paths import flatten
 def digests(run: TrainingRun) -> dict[str, str]:
     """Return a digest of each part of a run that its numbers depend on, by name in words.
 
-    Devices, caches and names of the run do not count; images count by their decoded pixels, wherever their files
-    are.
+    Devices, names of the run and caches do not count, but for the dtype of a cache that rounds what it holds; images
+    count by their decoded pixels, wherever their files are.
 
     Args:
         run: The run.
@@ -35,6 +36,7 @@ def digests(run: TrainingRun) -> dict[str, str]:
         "batch size": (run.batch_size, run.grad_accum_steps),
         "seed": run.seed,
         "weight rows": tuple(spec.rows for spec in run.model.encoder.specs),
+        "dtype of cached activations": _rounding(run),
     }
     found = {name: _of_bytes(text(part).encode()) for name, part in parts.items()}
     found["rows"] = _of_bytes(
@@ -48,6 +50,17 @@ def digests(run: TrainingRun) -> dict[str, str]:
         params, batch_stats = run.teacher_weights()
         found["teacher"] = identity.fingerprint(flatten(params) | flatten(batch_stats))
     return found
+
+
+def _rounding(run: TrainingRun) -> tuple[tuple[str, ...], ...]:
+    """Return by phase the dtypes in which activations and targets are cached with less precision than computed."""
+    size, dtype, found = run.dataset.images.size, run.caching.dtype, list[tuple[str, ...]]()
+    for number, program in enumerate(run.programs):
+        prefixes = [Prefix.of(program, 1)] if run.cache_decision(program).cached else []
+        if wanted := run.targets_to_compute(number):
+            prefixes.append(wanted[0])
+        found.append(tuple(dtype for prefix in prefixes if prefix.is_rounded(size, dtype)))
+    return tuple(found)
 
 
 def text(value: object) -> str:
