@@ -252,6 +252,20 @@ def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits_and_counts(tm
     assert counts(rows) == counts(quiet_rows)
 
 
+@pytest.mark.parametrize("cache", ["off", "auto"])
+def test_a_ledger_in_memory_has_the_costs_of_every_phase_after_a_restart(tmp_path, cache):
+    run = tiny.make_run([tiny.HEAD, tiny.PARTIAL], encoder=ENCODER, data=DATA, cache=cache)
+    _, quiet = train(run)
+    in_memory = {"checkpoint_dir": tmp_path, **SAVE_ALWAYS}
+    for step in (3, run.timeline.first_step(1), run.timeline.first_step(1) + 2):
+        with pytest.raises(KilledError):
+            train(run, heartbeat=Killer(step), **in_memory)
+    for _ in range(2):  # once to its end, and once more when it has ended
+        _, rows = train(run, **in_memory)
+        assert counts(rows) == counts(quiet)
+        assert sum(row.model_flops for row in rows) == run.flops()
+
+
 def test_a_run_that_stopped_inside_an_epoch_goes_on_there_with_activations_cached_since(tmp_path):
     phase = Phase("head", 4, ("head",), 1e-2, augment=False)
     runs = {mode: tiny.make_run([phase], encoder=ENCODER, data=DATA, cache=mode) for mode in ("off", "auto")}

@@ -1,11 +1,13 @@
 """Saving and restoring of a run: its state, the progress of its phase, and its callbacks."""
 
+import dataclasses
 import math
 import time
 from typing import Any
 
 import jax
 
+from dapt_jax.records.ledger import Row
 from dapt_jax.runtime import processes, sharding
 from dapt_jax.runtime.preemption import Stopped
 from dapt_jax.training import freezing, run_identity
@@ -66,6 +68,10 @@ class Checkpointer:
 
         if found := self._store.restore(layout, at_most):
             _, part, stored = found
+            ledger = self._context.ledger
+            for row in map(Row.from_dict, stored.get("ledger", ())):
+                if ledger.find(row.key) is None:
+                    ledger.put(row)
             full_stats = freezing.overlay(batch_stats, part["batch_stats"])
             state = {**part, "params": freezing.overlay(params, part["params"]), "batch_stats": full_stats}
         return sharding.shard_state(state, self._context.mesh), stored
@@ -106,9 +112,22 @@ class Checkpointer:
         with phase.account.clock.span("checkpoint"):
             part = saved_part(state, self._run.programs, phase.number)
             callbacks = {callback.name: callback.state() for callback in self._context.callbacks}
-            meta = {**phase.state(), "seed": self._run.seed, "callbacks": callbacks}
+            meta = {
+                **phase.state(),
+                "seed": self._run.seed,
+                "callbacks": callbacks,
+                "ledger": self._rows(phase),
+            }
             self._store.save(int(state["step"]), part, meta)
         self._saved_at = time.monotonic()
+
+    def _rows(self, phase: ActivePhase) -> list[dict[str, Any]]:
+        """Return the ledger rows of the run up to a phase where the ledger is in memory; a file keeps its own."""
+        ledger = self._context.ledger
+        if ledger.path is not None:
+            return []
+        keys = [self._run.row_key(number) for number in range(phase.number + 1)]
+        return [dataclasses.asdict(row) for row in ledger.rows() if row.key in keys]
 
     @staticmethod
     def check_finite(phase: ActivePhase, state: State) -> None:
