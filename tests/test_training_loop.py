@@ -594,6 +594,22 @@ def test_early_stopping_without_a_file_remembers_the_best_epoch():
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(best), short, strict=True))
 
 
+def test_the_best_weights_of_a_run_restarted_without_a_file_for_them_are_one_line(tmp_path):
+    run = stopping_run(30)
+
+    def start():
+        stop = EarlyStopping(2, run)
+        return stop, loop.train(run, *run.model.init(1), context(tmp_path, callbacks=(stop,), **SAVE_ALWAYS))
+
+    stop, trained = start()
+    assert stop.epoch < stop.done - 1
+    stop.best_weights(trained.params, trained.batch_stats)
+    restarted, trained = start()
+    line = rf"weights of epoch {stop.epoch + 1}, the best of {stop.done}, were kept in memory.*expected EarlyStopping"
+    with pytest.raises(UserError, match=line):
+        restarted.best_weights(trained.params, trained.batch_stats)
+
+
 def test_a_killed_run_stops_early_where_it_would_have(tmp_path):
     quiet, quiet_rows, _ = stop_early(tmp_path / "quiet", 2, **SAVE_ALWAYS)
     for step in (6, 15):

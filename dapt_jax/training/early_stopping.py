@@ -88,6 +88,9 @@ class EarlyStopping(Callback):
         Args:
             params: Parameters of the last epoch.
             batch_stats: Batch-norm statistics of the last epoch.
+
+        Raises:
+            UserError: They were kept in memory, and the run has been restarted since.
         """
         if self.epoch < 0 or self.epoch == self.done - 1:
             return params, batch_stats
@@ -95,5 +98,10 @@ class EarlyStopping(Callback):
         if self.file:
             processes.sync_file(self.file)
             stored = safetensors.numpy.load_file(self.file)
+        elif not stored:
+            raise UserError(
+                f"the weights of epoch {self.epoch + 1}, the best of {self.done}, were kept in memory, and the run has been "
+                "restarted since; expected EarlyStopping(patience, run, file) with a file .safetensors for them"
+            )
         best = [unflatten({path: stored[path] for path in flatten(tree)}) for tree in (params, batch_stats)]
         return best[0], best[1]
