@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import numbers
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from dapt_jax.records.ledger import Row
 from dapt_jax.records.scores import Scores
 from dapt_jax.records.study_records import Records
 from dapt_jax.report import compare as comparing
-from dapt_jax.runtime import storage, streams
+from dapt_jax.runtime import home, storage, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.schema import DataSettings
 from dapt_jax.settings.training import TransferSettings
@@ -93,7 +92,7 @@ class PretrainedEncoder:
         Args:
             path: File to write; its suffix is `.safetensors` or `.npz`.
         """
-        export.write(path, self.params, self.batch_stats, self.encoder)
+        export.write(home.expanded(path), self.params, self.batch_stats, self.encoder)
 
     def export(self, path: str | Path, library: str = "timm") -> None:
         """Write the weights as safetensors under the names of a PyTorch library.
@@ -109,7 +108,9 @@ class PretrainedEncoder:
         if library not in by_name:
             hint = nearest(library, by_name) if by_name else "no library has this model"
             raise UserError(f"{self.encoder.name}: not a model of {library!r}; {hint}")
-        export.write_named(Path(path), self.encoder, self.params, self.batch_stats, by_name[library].scheme)
+        export.write_named(
+            home.expanded(path), self.encoder, self.params, self.batch_stats, by_name[library].scheme
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,7 +206,7 @@ def load_dataset(
     spec = {
         "kind": kind,
         **source,
-        **({"path": str(Path(os.path.expanduser(path)).resolve())} if str(path) else {}),
+        **({"path": str(home.expanded(path).resolve())} if str(path) else {}),
     }
     return sources.load(spec, data_dir=None, image_size=image_size, on_bad_image=on_bad_image)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapt_jax.errors import EXIT_CODE, UserError, of_machine
-from dapt_jax.runtime import allocator, preemption, storage, streams, user_cache
+from dapt_jax.runtime import allocator, home, preemption, storage, streams, user_cache
 
 if TYPE_CHECKING:
     from dapt_jax.settings import StudySettings
@@ -89,7 +89,7 @@ def _run_grid(grid: "Grid", mode: str, workdir: str | None) -> int:
         raise UserError(f"a grid needs a local folder; {NO_WORKDIR}")
     if mode not in ("", "run", "plan"):
         raise UserError(f"--config.mode={mode} of a grid; expected run or plan")
-    folder = Path(os.path.expanduser(workdir))
+    folder = home.expanded(workdir)
     if mode == "plan":
         return grids.show(grid, folder)
     folder.mkdir(parents=True, exist_ok=True)

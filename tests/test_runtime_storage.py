@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dapt_jax as dj
 from dapt_jax.errors import UserError
+from dapt_jax.inference import target_model
+from dapt_jax.models import registry
+from dapt_jax.report import compare
 from dapt_jax.runtime import storage
-from tests.command import run, small, write_config
+from dapt_jax.study import checkpoints, evidence, pace, power
+from dapt_jax.study.checkpoints import Checkpoint
+from dapt_jax.weights import locate
+from dapt_jax.weights.run_reference import RunReference
+from tests.command import ROOT, run, small, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +49,35 @@ def test_a_workdir_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     for place, folder in (("~/runs", tmp_path / "runs"), ("~noone/runs", Path("~noone/runs")), (None, None)):
         with storage.workdir(place, "run") as found:
             assert found == folder
+
+
+def test_a_path_under_the_home_of_a_user_who_is_not_there_is_one_line_everywhere():
+    place = "~no-such-user/file"
+    for of_path in (
+        locate.find,
+        lambda path: RunReference.of(f"run:{path}").path(),
+        lambda path: target_model.find([path]),
+        compare.Part.read,
+        lambda path: evidence.of_folders([path]),
+        lambda path: pace.line(path, "resnet18", 1.0),
+        lambda path: power.lines(path, None, [], 0.01, "auc", 2),
+    ):
+        with pytest.raises(UserError, match="no-such-user"):
+            of_path(place)
+
+
+def test_what_is_written_and_read_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    dj.load_encoder("efficientnet_lite0", cut_after="stage1/block1", weights="random").save(
+        "~/own.safetensors"
+    )
+    assert (tmp_path / "own.safetensors").is_file()
+    (tmp_path / "study").symlink_to(ROOT / "docs" / "wbc")
+    task = dj.read_study("~/study").tasks[0]
+    arm = Checkpoint("full", "", registry.build("resnet18"), workdir="~/study", arm="full", arm_seed=0)
+    assert checkpoints.downstream(dj.StudySettings(), [arm], [task])
+    assert not (tmp_path / "~").exists()
 
 
 def test_what_is_new_changed_or_gone_here_is_so_there_too(tmp_path, bucket):

@@ -1,7 +1,6 @@
 """Loading of every kind of data: from the description of a set in a config to a `Dataset`."""
 
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from dapt_jax.data.textures import load_textures
 from dapt_jax.data.tiles import Tiles
 from dapt_jax.data.unlabelled import load_images
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.runtime import home
 
 KINDS: dict[str, Callable[..., Dataset]] = {
     "manifest": load_manifest,
@@ -193,12 +193,12 @@ def _plain(key: str, value: object, standard: object) -> Any:
 def _resolve(path: str, kind: str, data_dir: str | Path | None) -> Path:
     if not path:
         raise UserError(f"kind {kind!r} needs a path")
-    if (place := Path(os.path.expanduser(path))).is_absolute():
+    if (place := home.expanded(path)).is_absolute():
         return place
     if data_dir is None or not str(data_dir):
         raise UserError(
             f"{path} is relative to a data folder that was not given; pass --config.data_dir=FOLDER"
         )
-    if not (folder := Path(os.path.expanduser(data_dir))).is_dir():
+    if not (folder := home.expanded(data_dir)).is_dir():
         raise UserError(f"no folder {folder}; pass the folder that holds {path} as --config.data_dir=FOLDER")
     return folder / path

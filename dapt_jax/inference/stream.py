@@ -20,7 +20,7 @@ from dapt_jax.inference.inputs import Batch, Read
 from dapt_jax.inference.predictor import Ensemble, Outputs
 from dapt_jax.inference.results import Table, VolumeMask
 from dapt_jax.inference.units import MemberFile, Naming, UnitRule
-from dapt_jax.runtime import atomic_files, streams
+from dapt_jax.runtime import atomic_files, home, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.predict import PredictSettings
 
@@ -63,7 +63,7 @@ def run(settings: StudySettings, workdir: Path) -> Path:
             "RUN, the workdir of a study, a folder of target models, or one file"
         )
     ensemble = predictor.load(options.model or (workdir,), calibrate=options.calibrate).ensemble
-    place = Path(options.images).expanduser()
+    place = home.expanded(options.images)
     folder = workdir / FOLDER
     _claim(folder, ensemble, options, place)
     about = ensemble.about

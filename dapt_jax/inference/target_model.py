@@ -24,6 +24,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, Tree
 from dapt_jax.models.segmenter import Segmenter
+from dapt_jax.runtime import home
 from dapt_jax.weights import export, identity, normalisation, readers
 from dapt_jax.weights.paths import flatten, unflatten
 from dapt_jax.weights.source import Weights
@@ -325,7 +326,7 @@ def find(places: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for place in places:
-        path = Path(place).expanduser()
+        path = home.expanded(place)
         if not path.exists():
             raise UserError(
                 f"{path}: no such target model; expected a file, a folder of files, or a workdir of a study"

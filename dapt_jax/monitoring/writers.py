@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dapt_jax.errors import UserError
 from dapt_jax.monitoring.metric_writer import Epoch, PerRun, ScalarWriter, Writer
-from dapt_jax.runtime import atomic_files
+from dapt_jax.runtime import atomic_files, home
 
 if TYPE_CHECKING:
     import wandb
@@ -44,7 +44,7 @@ def open_writers(
     if wandb:
         writers.append(wandb_writer(wandb, workdir, name))
     if prometheus:
-        writers.append(Prometheus(Path(prometheus), name))
+        writers.append(Prometheus(home.expanded(prometheus), name))
     return writers
 
 

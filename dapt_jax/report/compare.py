@@ -22,6 +22,7 @@ from dapt_jax.report.claims import claims
 from dapt_jax.report.columns import Cell, Column, Table, compact
 from dapt_jax.report.marks import UNMARKED, note_of_marks, over_seeds
 from dapt_jax.report.style import COLOURS, FAINT, GREY
+from dapt_jax.runtime import home
 from dapt_jax.statistics import Aggregation, mean_interval
 
 WORKDIRS_ACROSS = 8
@@ -50,9 +51,9 @@ class Part:
             UserError: The folder holds no study, or no results.
         """
         name, equals, folder = entry.partition("=")
-        if not equals or Path(entry).expanduser().is_dir():
+        if not equals or home.expanded(entry).is_dir():
             name, folder = "", entry
-        path = Path(folder).expanduser()
+        path = home.expanded(folder)
         if not (path / "config.json").exists():
             raise UserError(
                 f"compare: {folder} holds no study (no config.json); expected a workdir that has run"
@@ -226,7 +227,7 @@ def check(parts: Sequence[Part]) -> list[str]:
     """
     if len(parts) < 2:
         raise UserError(f"compare names {len(parts)} workdirs; expected two or more: --config.compare=A,B")
-    folders = [Path(part.workdir).expanduser().resolve() for part in parts]
+    folders = [home.expanded(part.workdir).resolve() for part in parts]
     for number, part in enumerate(parts):
         if folders[number] in folders[:number]:
             raise UserError(f"compare: {part.workdir} is there twice; expected each once")

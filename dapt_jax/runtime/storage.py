@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import shutil
 import sys
 import threading
@@ -21,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dapt_jax.errors import UserError, one_line, redact
-from dapt_jax.runtime import atomic_files, lock, safe_paths, streams, user_cache
+from dapt_jax.runtime import atomic_files, home, lock, safe_paths, streams, user_cache
 
 PUSH_S = 10.0
 """Seconds between two checks for changes."""
@@ -316,7 +315,7 @@ def workdir(place: str | None, mode: str, say: Callable[[str], None] | None = No
     """
     if place is None or not is_url(place):
         # Shells leave the ~ of --workdir=~/runs as it is, and a folder of that name is one that people lose.
-        yield Path(os.path.expanduser(place)) if place else None
+        yield home.expanded(place) if place else None
         return
     say = say or (lambda line: streams.say(line, sys.stderr))
     mirror = Mirror(place, _copy_of(place, "workdirs"))

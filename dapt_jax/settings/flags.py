@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import itertools
 import linecache
-import os
 import re
 import runpy
 import textwrap
@@ -20,6 +19,7 @@ from ml_collections import config_dict, config_flags
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.fields import Constraint
 from dapt_jax.records.renamed import RENAMED
+from dapt_jax.runtime import home
 from dapt_jax.settings import names
 from dapt_jax.settings.defaults import OPEN, declared, default, flat, resolve, several_names, to_dict
 from dapt_jax.settings.schema import StudySettings
@@ -169,7 +169,7 @@ def grid(arguments: Sequence[str], workdir: str | None) -> Grid | None:
             raise UserError(
                 f"{path}: no function get_grid(workdir); expected one that returns choices by name"
             )
-        choices = get_grid(Path(os.path.expanduser(workdir or "runs")))
+        choices = get_grid(home.expanded(workdir or "runs"))
     except UserError:
         raise
     except Exception as error:  # a config file is the user's code and may raise anything

@@ -15,7 +15,7 @@ from dapt_jax.cost import hardware, memory
 from dapt_jax.data import decode, file_crops
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.records.study_records import Records
-from dapt_jax.runtime import processes, streams
+from dapt_jax.runtime import home, processes, streams
 from dapt_jax.settings import StudySettings
 from dapt_jax.settings.schema import AUTO, FIT
 from dapt_jax.settings.training import FINETUNE
@@ -152,7 +152,7 @@ def with_fitting_dtype(study: Study) -> tuple[Study, str]:
 
 def _asked(folder: str, workdir: Path | None) -> dict[str, Any]:
     """Return the recorded budgets of a workdir, else those of the machine, in MiB."""
-    place = Path(folder).expanduser() if folder else workdir or Path.cwd()
+    place = home.expanded(folder) if folder else workdir or Path.cwd()
     on_device = (
         hardware.free_memory_bytes() // len(jax.local_devices())
         if jax.default_backend() == "cpu"

@@ -15,6 +15,7 @@ from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.scores import Downstream
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.runtime import home
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import strategies
 from dapt_jax.weights import export, locate, readers, zoo
@@ -83,7 +84,7 @@ def _unique(found: Sequence[Checkpoint]) -> list[Checkpoint]:
 def _of_spec(spec: str, settings: StudySettings) -> list[Checkpoint]:
     if spec.startswith(SCHEME):
         return _of_run(RunReference.of(spec), settings)
-    folder = Path(spec).expanduser()
+    folder = home.expanded(spec)
     if "://" not in spec and folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
         if files:
@@ -178,10 +179,10 @@ def downstream(
         return [
             each
             for workdir in dict.fromkeys(one.workdir for one in chosen if one.workdir)
-            if (Path(workdir) / "config.json").exists()
-            for each in _of_records(Records.read(Path(workdir)), workdir, chosen, tasks)
+            if (home.expanded(workdir) / "config.json").exists()
+            for each in _of_records(Records.read(home.expanded(workdir)), workdir, chosen, tasks)
         ]
-    path = Path(place).expanduser()
+    path = home.expanded(place)
     if not path.exists():
         raise UserError(f"scoring.downstream: no file or folder {place}; expected a workdir, .jsonl or .csv")
     if path.suffix == ".csv" and path.is_file():

@@ -6,13 +6,13 @@ that has been moved or copied has the same one.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from dapt_jax.data import facts, near_duplicates, splits
 from dapt_jax.data.dataset import Dataset
 from dapt_jax.errors import redact
+from dapt_jax.runtime import home
 from dapt_jax.settings.schema import ON_LEAK
 from dapt_jax.study.arms import Arm, Study
 from dapt_jax.study.strategies import Strategy
@@ -72,7 +72,7 @@ def contents(study: Study) -> dict[str, dict[str, str]]:
     if load := next(filter(None, teachers), None):
         params, batch_stats = load()
         found[TEACHER] = {"arrays": identity.fingerprint(flatten(params) | flatten(batch_stats))}
-    leaks = Path(study.settings.data.leaks).expanduser()
+    leaks = home.expanded(study.settings.data.leaks)
     if study.settings.data.leaks not in ON_LEAK and leaks.is_file():
         found["data.leaks"] = {"file": identity.digest(leaks)}
     for name, corpus in study.corpora.items():

@@ -17,6 +17,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.encoder import Encoder
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.runtime import home
 from dapt_jax.settings import StrategySpec
 from dapt_jax.statistics import Comparison, Estimate, Summary, random_effects
 from dapt_jax.study.built_in_strategies import built_in_like
@@ -207,7 +208,7 @@ def of_folders(folders: Sequence[str]) -> list[Finding]:
     """
     found = []
     for folder in folders:
-        own = findings(Records.read(Path(folder).expanduser()), folder)
+        own = findings(Records.read(home.expanded(folder)), folder)
         if not own:
             raise UserError(
                 f"advise.records: {folder} has no two seeds of both none and full with results; expected a "

@@ -23,7 +23,7 @@ from dapt_jax.errors import EXIT_CODE, UserError
 from dapt_jax.formatting import number
 from dapt_jax.records import typed
 from dapt_jax.report import compare
-from dapt_jax.runtime import atomic_files, preemption
+from dapt_jax.runtime import atomic_files, home, preemption
 from dapt_jax.settings import StudySettings, flags
 from dapt_jax.settings.sources import StrategySpec
 from dapt_jax.study import plan, prepare
@@ -307,8 +307,8 @@ def _with_stand_ins(settings: StudySettings, makers: Mapping[Path, Point]) -> tu
         if not weights.startswith(SCHEME):
             return None
         reference = RunReference.of(weights)
-        point = makers.get(Path(reference.workdir).expanduser().resolve())
-        if point is None or any((Path(reference.workdir).expanduser() / "checkpoints").glob("*-seed*/*")):
+        point = makers.get(home.expanded(reference.workdir).resolve())
+        if point is None or any((home.expanded(reference.workdir) / "checkpoints").glob("*-seed*/*")):
             return None
         awaited.append(point.name)
         return point

@@ -25,6 +25,7 @@ from dapt_jax.data.paths import true_path
 from dapt_jax.data.plane import Plane, file_of, plane
 from dapt_jax.data.records import patient_of_file
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.runtime import home
 from dapt_jax.settings.schema import ON_LEAK
 from dapt_jax.study.stated import StatedImages
 from dapt_jax.study.tasks import Task
@@ -254,7 +255,7 @@ def _decisions(found: Sequence[Leak], sets: Mapping[str, Dataset], policy: str) 
         )
     if policy in ON_LEAK:
         return [(leak, policy) for leak in found]
-    path = Path(policy).expanduser()
+    path = home.expanded(policy)
     rows = {_key(leak, sets): leak for leak in found}
     if not path.exists():
         _write(path, rows)

@@ -1,8 +1,7 @@
 """Hours of a plan at the pace of an earlier study of the same encoder."""
 
-from pathlib import Path
-
 from dapt_jax.records.study_records import Records
+from dapt_jax.runtime import home
 from dapt_jax.study import speed
 
 
@@ -21,7 +20,7 @@ def line(named: str, encoder: str, work: float) -> str:
     """
     if not named:
         return ""
-    records = Records.read(Path(named).expanduser())
+    records = Records.read(home.expanded(named))
     flops, seconds = sum(row.model_flops for row in records.rows), sum(row.wall_s for row in records.rows)
     if records.model != encoder or not flops or not seconds:
         return ""

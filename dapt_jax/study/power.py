@@ -8,6 +8,7 @@ from pathlib import Path
 from dapt_jax.metrics import METRICS
 from dapt_jax.records.study_records import Records
 from dapt_jax.records.vocabulary import CHECKPOINT_MARK
+from dapt_jax.runtime import home
 from dapt_jax.statistics import Summary, margin_for_seeds, seeds_for_margin, upper_sd
 from dapt_jax.statistics.power import MOST_SEEDS, POWER
 
@@ -117,7 +118,7 @@ def lines(
     Raises:
         UserError: The named folder holds no study.
     """
-    folder = Path(named).expanduser() if named else workdir
+    folder = home.expanded(named) if named else workdir
     if folder is None or not (named or (folder / "results.jsonl").exists()):
         return []
     records = Records.read(folder)

@@ -20,7 +20,7 @@ from dapt_jax.records import intensities
 from dapt_jax.records.ledger import Ledger
 from dapt_jax.records.study_records import FEW_SAMPLES, LEAKS, Records
 from dapt_jax.records.vocabulary import BASELINE
-from dapt_jax.runtime import atomic_files, lock, processes, sharding, streams
+from dapt_jax.runtime import atomic_files, home, lock, processes, sharding, streams
 from dapt_jax.runtime.preemption import PreemptionHandler, Stopped
 from dapt_jax.settings import StudySettings
 from dapt_jax.study import budgets, checkpoint_scores, classification, halving, plan, samples, target_models
@@ -160,7 +160,7 @@ def _context(
         cache=ActivationCache.open(
             caching.memory_bytes,
             0 if caching.mode == "off" else caching.disk_bytes,
-            Path(directory).expanduser() if directory else workdir / CACHE,
+            home.expanded(directory) if directory else workdir / CACHE,
             caching.dtype,
             reporter.say,
         ),

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dapt_jax.errors import UserError, is_full
-from dapt_jax.runtime import processes, sharding
+from dapt_jax.runtime import home, processes, sharding
 from dapt_jax.training import freezing
 from dapt_jax.training.steps import PhaseProgram, State
 
@@ -171,7 +171,7 @@ class CheckpointFolder:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _ignore_late_callbacks()
-        self._folder, self._keep, self._say = folder.resolve(), tuple(keep), say
+        self._folder, self._keep, self._say = home.expanded(folder).resolve(), tuple(keep), say
         self._source, self._of_run = source, dict(of_run or {})
         self._torn: list[int] = []
         self._writes = processes.is_primary()

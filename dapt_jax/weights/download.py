@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dapt_jax.errors import UserError, redact
-from dapt_jax.runtime import safe_paths, user_cache
+from dapt_jax.runtime import home, safe_paths, user_cache
 from dapt_jax.weights import transport, unreadable
 from dapt_jax.weights.identity import digest
 
@@ -44,7 +44,7 @@ class _Source(NamedTuple):
 def folder() -> Path:
     """Return the folder of downloaded weights."""
     if given := os.environ.get(FOLDER):
-        return Path(given).expanduser()
+        return home.expanded(given)
     return user_cache.folder("weights")
 
 

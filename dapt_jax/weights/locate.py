@@ -12,7 +12,7 @@ from dapt_jax.models import registry
 from dapt_jax.models.classifier import Classifier
 from dapt_jax.models.encoder import Encoder, LayerGroup, Tree
 from dapt_jax.models.preprocess import Preprocess
-from dapt_jax.runtime import safe_paths
+from dapt_jax.runtime import home, safe_paths
 from dapt_jax.weights import (
     download,
     hub,
@@ -180,7 +180,7 @@ def _here(spec: str) -> Path | None:
     place = Address.of(spec).place
     if place.startswith(SCHEME):
         return find(spec)
-    if "://" not in place and not zoo.is_name(place) and not Path(place).expanduser().exists():
+    if "://" not in place and not zoo.is_name(place) and not home.expanded(place).exists():
         return None
     return find(spec)
 
@@ -225,7 +225,7 @@ class Address(NamedTuple):
         """
         place, sharp, fragment = spec.partition("#")
         if "://" not in spec:
-            if Path(spec).expanduser().exists():
+            if home.expanded(spec).exists():
                 return cls(spec)
             place, sharp, fragment = spec.rpartition("#")
             if not sharp or not fragment.startswith(("prefix=", "sha256=")):
@@ -277,7 +277,7 @@ def find(spec: str, model: str = "") -> Path:
         return _verified(_packaged(place), digits)
     if scheme:
         raise UserError(f"{place}: unknown address {scheme}://; expected {EXPECTED}")
-    path = Path(place).expanduser()
+    path = home.expanded(place)
     if not path.exists():
         if unreadable.is_tensorflow_prefix(path):
             raise UserError(unreadable.tensorflow_prefix(path))

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from dapt_jax.errors import UserError, nearest
+from dapt_jax.runtime import home
 
 SCHEME = "run:"
 ALL, BEST, LAST = "all", "best", "last"
@@ -128,7 +129,7 @@ class RunReference:
         Raises:
             UserError: The workdir holds no adapted arm, or none of this strategy or seed.
         """
-        root = Path(self.workdir).expanduser() / "checkpoints"
+        root = home.expanded(self.workdir) / "checkpoints"
         found = []
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             match = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
