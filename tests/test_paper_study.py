@@ -1,5 +1,6 @@
 """What a study of a paper's own size needs: plans without data, budgets of the machine, short trials, fresh optimizers."""
 
+import contextlib
 import dataclasses
 import json
 import runpy
@@ -107,6 +108,28 @@ def test_a_mistyped_kind_is_refused_instead_of_the_size_of_all_kinds():
         UserError, match=r"plan.images names corpus.brats2; no kind 'brats2'; did you mean 'brats'"
     ):
         prepare.prepare(resolve(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("corpse", "names corpse, which is no set; did you mean 'corpus'"),
+        ("cells.devlopment", "names cells.devlopment, which is no set; did you mean 'cells.development'"),
+        ("corpus.phantom", "names corpus.phantom; no kind 'phantom'; did you mean 'phantoms'"),
+        ("cell.development", "and this study has no such set; did you mean 'cells.development'"),
+    ],
+)
+def test_a_stated_size_of_no_set_is_refused_or_told_of_though_every_set_is_here(name, line, capsys):
+    """That of a set of another study is told of: a grid has one statement for all of its studies."""
+    config = default()
+    config.mode, config.weights, config.model.image_size = "plan", "random", 32
+    config.strategies, config.transfer.protocols, config.transfer.folds = ("full",), ("linear",), 2
+    config.corpus.update({"kind": "phantoms", "name": "corpus", "n": 48})
+    config.tasks.cells = {"development": {"kind": "phantoms", "name": "development", "n": 40}}
+    config.plan.images = f"{name}=30,corpus.phantoms=48,cells.development=40"
+    with contextlib.nullcontext() if "no such set" in line else pytest.raises(UserError, match=line):
+        prepare.prepare(resolve(config))
+        assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

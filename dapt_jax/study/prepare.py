@@ -71,7 +71,10 @@ def prepare(settings: StudySettings) -> Study:
     if not has_weights:
         streams.say(f"weights: {settings.weights}, not here and not read: nothing is trained")
     loaded = {}
-    for named in named_sets(settings, resolved):
+    sets = named_sets(settings, resolved)
+    for line in stated.check_names(settings, [named.title for named in sets]):
+        streams.say(f"warning: {line}")
+    for named in sets:
         loaded[named] = read = read_set(settings, named)
         streams.say(read.line)
         for line in read.warnings:

@@ -17,7 +17,7 @@ from dapt_jax.data.sources import KINDS
 from dapt_jax.errors import UserError, nearest
 from dapt_jax.runtime import streams
 from dapt_jax.settings import StudySettings
-from dapt_jax.settings.sources import Sources
+from dapt_jax.settings.sources import TASK_SPLITS, Sources
 
 WITHOUT_IMAGES = ("plan", "aot")
 """Modes in which the size of a set that is not here may be stated."""
@@ -77,6 +77,38 @@ class StatedImages(ImageStore):
         return hashlib.blake2b("\0".join(self.names).encode(), digest_size=16).hexdigest()
 
 
+def check_names(settings: StudySettings, titles: Sequence[str]) -> list[str]:
+    """Refuse names in `plan.images` that no set has, and return a line for each set that this study lacks.
+
+    The latter may belong to another study of a grid.
+
+    Args:
+        settings: Settings of the study.
+        titles: Names of its sets in messages: "corpus", "corpora.NAME", or "TASK SPLIT".
+
+    Raises:
+        UserError: A name is neither `corpus`, `corpora.NAME` nor `TASK.SPLIT`, or is followed by no kind of a set.
+    """
+    known, lines = [title.replace(" ", ".") for title in titles], []
+    for name in settings.plan.counts if settings.mode in WITHOUT_IMAGES else ():
+        whole, _, kind = name.rpartition(".")
+        is_followed = name not in known and (whole in known or (_is_of_set(whole) and not _is_of_set(name)))
+        key = whole if is_followed else name
+        if key not in known and not _is_of_set(key):
+            raise UserError(f"plan.images names {name}, which is no set; {nearest(name, known)}")
+        if is_followed and kind not in KINDS:
+            raise UserError(f"plan.images names {name}; no kind {kind!r}; {nearest(kind, KINDS)}")
+        if key not in known:
+            lines.append(f"plan.images names {name}, and this study has no such set; {nearest(key, known)}")
+    return lines
+
+
+def _is_of_set(name: str) -> bool:
+    """Return whether a name is that of a set of some study."""
+    task, _, split = name.rpartition(".")
+    return name == "corpus" or name.startswith("corpora.") or (bool(task) and split in TASK_SPLITS)
+
+
 def read_or_stated(
     read: Callable[[], Dataset], settings: StudySettings, title: str, source: Sources
 ) -> Dataset:
@@ -102,12 +134,6 @@ def read_or_stated(
     except UserError as error:
         if not stated:
             raise
-        for name in stated:
-            kind = name.removeprefix(f"{key}.")
-            if kind not in (name, *KINDS) and key not in settings.tasks:
-                raise UserError(
-                    f"plan.images names {name}; no kind {kind!r}; {nearest(kind, KINDS)}"
-                ) from error
         if count is None:
             raise UserError(
                 f"{error}; to plan without it, state its size: plan.images='{key}=NUMBER'"
