@@ -142,4 +142,6 @@ def test_nvml_counts_all_gpus_or_refuses(monkeypatch):
     millijoules[:] = [4_000, 4_000]
     assert counter.joules(1.0) == pytest.approx(5.0)
     assert find_counter(Hardware("NVIDIA A100", 1, "gpu", 400.0, 64.0, None, None, "cpu", 8)) is None
+    sliced = Hardware("NVIDIA A100-SXM4-40GB MIG 1g.5gb", 2, "gpu", 250.0, 64.0, None, None, "cpu", 8)
+    assert find_counter(sliced) is None  # the counter is of the whole GPU
     assert find_counter(Hardware("TPU v4", 8, "tpu", 192.0, 64.0, None, None, "cpu", 8)) is None

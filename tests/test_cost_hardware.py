@@ -76,6 +76,8 @@ def test_a_device_that_says_nothing_of_its_memory_is_told_of(monkeypatch):
         ("NVIDIA H100 80GB HBM3", "gpu", 989.4e12, 700),
         ("NVIDIA H100 PCIe", "gpu", 756e12, 350),
         ("NVIDIA H200", "cuda", 989.4e12, 700),
+        ("NVIDIA H100 NVL", "gpu", 835.5e12, 400),
+        ("NVIDIA H200 NVL", "gpu", 835.5e12, 600),
         ("NVIDIA A100-SXM4-40GB", "gpu", 312e12, 400),
         ("NVIDIA A100 80GB PCIe", "gpu", 312e12, 300),
         ("NVIDIA L4", "gpu", 121e12, 72),
@@ -99,6 +101,13 @@ def test_a_similar_name_is_not_the_same_chip():
     found = lookup("NVIDIA L40S", 1, "gpu")
     assert found.peak_flops is None
     assert "not in the table" in found.note
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb"])
+def test_a_slice_of_a_gpu_has_not_the_peak_of_the_whole(kind):
+    found = lookup(kind, 1, "gpu")
+    assert (found.peak_flops, found.bandwidth, found.watts) == (None, None, 250)
+    assert f"{kind!r} is a slice of a GPU" in found.note
 
 
 @pytest.mark.parametrize(

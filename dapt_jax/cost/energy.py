@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dapt_jax.cost.hardware import Hardware
+from dapt_jax.cost.hardware import Hardware, is_slice
 from dapt_jax.errors import UserError, nearest
 
 FORMULA = "green-algorithms"
@@ -167,9 +167,9 @@ class Nvml:
 
 
 def find_counter(device: Hardware) -> Counter | None:
-    """Return the counter of the computing device, or None: NVML for a GPU, RAPL for a CPU."""
+    """Return the counter of the computing device, or None: NVML for a whole GPU, RAPL for a CPU."""
     opener: dict[str, Callable[[], Counter]] = {"gpu": lambda: Nvml(device.count), "cpu": Rapl}
-    if device.platform not in opener:
+    if device.platform not in opener or is_slice(device.kind):  # a counter is of the whole GPU
         return None
     try:
         return opener[device.platform]()

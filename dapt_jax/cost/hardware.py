@@ -116,7 +116,9 @@ TPU_SOURCES = (
 # Looked up by the first key that the device's name begins with, so longer names come first. JAX exposes the
 # two cores of a TPU v2 or v3 chip as two devices; their rows hold half a chip.
 _CHIPS: dict[str, _Chip] = {
+    "NVIDIA H200 NVL": _nvidia(835.5, 417.5, 60, 4800, 600),
     "NVIDIA H200": _nvidia(989.4, 494.7, 66.9, 4800, 700),
+    "NVIDIA H100 NVL": _nvidia(835.5, 417.5, 60, 3900, 400),
     "NVIDIA H100 PCIe": _nvidia(756, 378, 51, 2000, 350),
     "NVIDIA H100": _nvidia(989.4, 494.7, 66.9, 3350, 700),
     "NVIDIA A100 80GB PCIe": _nvidia(312, 156, 19.5, 1935, 300),
@@ -235,10 +237,9 @@ def lookup(kind: str, count: int, platform_name: str, hosts: int = 1) -> Hardwar
         return _with_measured(Hardware(cpu, count, "cpu", watts, memory_gb, None, None, cpu, cores), None)
     name = "gpu" if platform_name in ("gpu", "cuda", "rocm") else platform_name
     chip = next((chip for prefix, chip in _CHIPS.items() if _begins(kind, prefix)), None)
-    if chip is None:
-        note = (
-            f"{kind!r} is not in the table: peak FLOP/s and bandwidth not known, {UNKNOWN_WATTS:g} W assumed"
-        )
+    if chip is None or is_slice(kind):
+        why = "is a slice of a GPU, of which makers publish the whole" if chip else "is not in the table"
+        note = f"{kind!r} {why}: peak FLOP/s and bandwidth not known, {UNKNOWN_WATTS:g} W assumed"
         return Hardware(kind, count, name, UNKNOWN_WATTS, memory_gb, None, None, cpu, cores, note)
     note = "" if chip.watts is not None else f"{kind}: no published power, {UNKNOWN_WATTS:g} W assumed"
     return Hardware(
@@ -281,6 +282,15 @@ def _begins(kind: str, prefix: str) -> bool:
         return False
     rest = kind[len(prefix) :]
     return not rest[:1].isalnum()
+
+
+def is_slice(kind: str) -> bool:
+    """Return whether a device is an instance of a GPU that its driver divides (MIG), by its name.
+
+    >>> is_slice("NVIDIA A100-SXM4-40GB MIG 1g.5gb"), is_slice("NVIDIA A100-SXM4-40GB")
+    (True, False)
+    """
+    return "MIG" in kind.split()
 
 
 def lacks_bfloat16() -> bool:
