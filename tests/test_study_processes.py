@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dapt_jax.cost.hardware import lookup
 from dapt_jax.monitoring import status
 from dapt_jax.runtime.preemption import RESTART_CODE
 from tests.command import rows
@@ -180,3 +181,31 @@ def test_what_one_process_cannot_do_ends_all_with_its_error(tmp_path, alone, cac
     assert codes == (2, 2)
     assert "adapt.lr was" in told[0]
     assert "error" not in told[1]
+
+
+DESCRIBED = """\
+import sys
+from dapt_jax.cost import hardware
+from dapt_jax.runtime import processes
+processes.start(processes.Group("on", sys.argv[1], 2, int(sys.argv[2])))
+here = hardware.describe()
+print(processes.hosts(), here.watts * here.count, here.memory_gb)
+"""
+
+
+def test_processes_on_one_machine_have_its_power_and_memory_once():
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", DESCRIBED, address, str(number)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(shared_cache()),
+            cwd=ROOT,
+        )
+        for address in (f"localhost:{free_port()}",)
+        for number in range(2)
+    ]
+    last = [each.communicate(timeout=300)[0].splitlines()[-1] for each in started]
+    found = [[float(word) for word in line.split()] for line in last]
+    alone = lookup("cpu", 1, "cpu")
+    assert found == [[1, pytest.approx(alone.watts), pytest.approx(alone.memory_gb)]] * 2

@@ -153,9 +153,10 @@ def describe(
     import jax
 
     from dapt_jax.cost.memory import memory_stats
+    from dapt_jax.runtime import processes
 
     devices = jax.devices()
-    found = lookup(devices[0].device_kind, len(devices), devices[0].platform, hosts=jax.process_count())
+    found = lookup(devices[0].device_kind, len(devices), devices[0].platform, hosts=processes.hosts())
     if found.platform == "cpu":
         figures = (peak.measured if measure else peak.stored)(found.cpu, found.cores)
         found = _with_measured(found, figures)

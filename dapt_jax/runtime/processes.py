@@ -7,8 +7,11 @@ first process alone writes the study's files; the others write to a temporary fo
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import os
 import pickle
+import socket
 import sys
 import tempfile
 import time
@@ -167,6 +170,17 @@ def is_primary() -> bool:
 def is_multi_process() -> bool:
     """Return whether the study has more than one process."""
     return jax.process_count() > 1
+
+
+@functools.cache
+def hosts() -> int:
+    """Return the number of machines that the processes of the study run on; all processes call it together."""
+    if not is_multi_process():
+        return 1
+    boot = Path("/proc/sys/kernel/random/boot_id")  # containers of one machine share it, and no name
+    own = boot.read_bytes() if boot.exists() else socket.gethostname().encode()
+    digest = np.frombuffer(hashlib.blake2b(own, digest_size=8).digest(), np.uint8)
+    return len(np.unique(multihost_utils.process_allgather(digest), axis=0))
 
 
 def broadcast_from_primary(value: Callable[[], Any]) -> Any:
