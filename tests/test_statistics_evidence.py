@@ -107,6 +107,9 @@ def test_a_margin_that_no_number_of_seeds_shows_has_none():
     assert seeds_for_margin(0.01, 0.1, difference=-0.01) is None
     assert seeds_for_margin(0.01, 10.0) is None
     assert seeds_for_margin(0.01, 0.0) == 2
+    for exponent in range(3, 300, 9):  # differences that hardly scatter take no more seeds than those that do
+        assert seeds_for_margin(0.5, 10.0**-exponent) == 2
+        assert power_of_non_inferiority(0.5, 10.0**-exponent, 2) == pytest.approx(1.0)
     assert margin_for_seeds(0.01, 1) is None
 
 

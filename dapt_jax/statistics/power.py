@@ -27,7 +27,8 @@ def power_of_non_inferiority(
         level: Level of the one-sided test.
     """
     freedom = seeds - 1
-    shift = (difference + margin) / sd * math.sqrt(seeds)
+    # Beyond this SciPy returns NaN, and the power has long been 1.
+    shift = min((difference + margin) / sd * math.sqrt(seeds), 1e8)
     return float(scipy.stats.nct.sf(scipy.stats.t.ppf(1 - level, freedom), freedom, shift))
 
 
