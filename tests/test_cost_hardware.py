@@ -44,6 +44,14 @@ def test_a_cpu_is_measured_once_and_then_known(cache, monkeypatch):
     assert describe().peak_flops is None
 
 
+@pytest.mark.parametrize("damaged", ["{torn", "[1]", "null"])
+def test_a_damaged_file_of_measurements_is_replaced(cache, monkeypatch, damaged):
+    monkeypatch.setattr(peak, "measure", lambda: dict.fromkeys((*peak.DTYPES, "bandwidth"), 1.0))
+    cache.parent.mkdir(parents=True)
+    cache.write_text(damaged)
+    assert peak.measured("a processor", 2) == peak.stored("a processor", 2)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="makers publish what other devices can do")
 def test_a_measurement_that_cannot_be_kept_is_used_all_the_same(cache, monkeypatch, tmp_path, capsys):
     hardware.main()

@@ -83,6 +83,7 @@ def measured(cpu: str, cores: int, *, anew: bool = False) -> dict[str, float]:
             held = json.loads(file().read_text(encoding="utf-8"))
         except (OSError, ValueError):
             held = {}
+        held = held if isinstance(held, dict) else {}
         with contextlib.suppress(OSError):
             atomic_files.write_text(file(), json.dumps({**held, key(cpu, cores): found}, indent=1) + "\n")
     return found
