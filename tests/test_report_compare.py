@@ -163,6 +163,17 @@ def test_given_names_join_workdirs_to_rows_and_equal_strategies_are_told_apart(t
         compare.CombinedRecords([compare.Part.read(f"x={each}") for each in (a, b)])
 
 
+def test_the_cost_of_one_row_over_workdirs_of_several_tasks_is_that_of_all_of_them(tmp_path):
+    tasks = {"a": ("cells", 1), "b": ("lungs", 2), "c": ("brain", 4)}
+    for name, (task, seconds) in tasks.items():
+        path = Path(workdir(tmp_path / name, task=task)) / "ledger.jsonl"
+        path.write_text(path.read_text().replace("}", f', "train_s": {seconds}.0, "wall_s": {seconds}.0}}'))
+    records = compare.CombinedRecords([compare.Part.read(f"one={tmp_path / name}") for name in tasks])
+    assert {cost.wall_s for cost in records.costs("one").values()} == {7.0}
+    assert {cost.total_flops for cost in records.costs("one").values()} == {3 * 10**12}
+    assert [cost.wall_s for cost in records.costs("one", "lungs").values()] == [2.0] * 3
+
+
 @pytest.mark.parametrize(
     ("other", "line"),
     [

@@ -83,6 +83,16 @@ class Cost:
     kwh: float
     trainable: int
 
+    def __add__(self, other: Cost) -> Cost:
+        """Return the cost of two arms together, such as those of one name on two tasks."""
+        return Cost(
+            {stage: self.flops[stage] + other.flops[stage] for stage in self.flops},
+            {kind: self.seconds[kind] + other.seconds[kind] for kind in self.seconds},
+            self.reused_s + other.reused_s,
+            self.kwh + other.kwh,
+            max(self.trainable, other.trainable),
+        )
+
     @property
     def total_flops(self) -> int:
         """Model FLOPs of all stages."""

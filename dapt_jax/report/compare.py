@@ -170,12 +170,16 @@ class CombinedRecords(Records):
         return next((self._label(number, row) for row in rows), "")
 
     def costs(self, strategy: str, task: str | None = None) -> dict[Any, Cost]:
-        """Return the standalone cost of each seed, as its own workdir counts it: see `Records.costs`."""
+        """Return the standalone cost of each seed, as its own workdir counts it: see `Records.costs`.
+
+        Without a task, that of all workdirs which are one row of the tables, each of a task of its own.
+        """
         found: dict[Any, Cost] = {}
         for number, part in enumerate(self.parts):
             for name in dict.fromkeys(row["strategy"] for row in part.records.results):
                 if self._of_ledger(number, name) == strategy and (task is None or task in part.records.tasks):
-                    found |= part.records.costs(name, task)
+                    for seed, cost in part.records.costs(name, task).items():
+                        found[seed] = found[seed] + cost if seed in found else cost
         return found
 
     def missing(self) -> list[str]:
