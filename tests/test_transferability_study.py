@@ -230,6 +230,17 @@ def test_competing_by_maps_at_different_depths_is_warned_of(score, is_warned, ca
         assert ("scores at different depths do not compare" in capsys.readouterr().out) == says
 
 
+def test_the_work_of_seeds_that_share_an_adaptation_has_it_once_and_none_where_it_is_done():
+    config = tiny_study.get_config()
+    config.strategies, config.seeds, config.adapt.seed = ("none", "switching"), (0, 1, 2), 0
+    study = prepare(resolve(config))
+    of_tasks = [plan.task_flops(study, arm) for arm in study.arms]
+    once = plan.adaptation_flops(study, study.arms[1])
+    assert plan.work_of(study, study.arms) == sum(of_tasks) + once
+    assert plan.work_of(study, study.arms[1:]) == sum(of_tasks[1:]) + once
+    assert plan.work_of(study, study.arms[2:]) == sum(of_tasks[2:])
+
+
 def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
     scores = {"a": 1.0, "b": None, "c": 3.0, "d": 2.0}
     assert halving.keep(scores, True, 2) == ["c", "d"]

@@ -1,6 +1,7 @@
 """Planned cost of a study, equal to the numbers in its later ledger, and the memory that it takes."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -285,9 +286,15 @@ def work_of(study: Study, arms: Sequence[Arm]) -> int:
     """Return the planned model FLOPs of several arms; the most that they can take under a `compute_budget`.
 
     Strategies that compete for a budget spend it together, with each seed, and one of them goes on to the target tasks.
+    An adaptation that all seeds share (`adapt.seed`) is done with the first of them.
     """
     if not study.settings.compute_budget:
-        return sum(arm_flops(study, arm) for arm in arms)
+        adapting: Iterable[Arm] = arms
+        if study.settings.adapt.has_own_seed:
+            left = Counter(arm.name for arm in arms)
+            adapting = {arm.name: arm for arm in arms if left[arm.name] == len(study.settings.seeds)}.values()
+        of_tasks = sum(task_flops(study, arm) + checkpoint_flops(study, arm) for arm in arms)
+        return of_tasks + sum(adaptation_flops(study, arm) for arm in adapting)
     total = sum(arm_flops(study, arm) for arm in arms if not arm.strategy.phases)
     for seed in dict.fromkeys(arm.seed for arm in arms if arm.strategy.phases):
         competing = [arm for arm in arms if arm.seed == seed and arm.strategy.phases]
