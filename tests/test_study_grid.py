@@ -9,10 +9,11 @@ import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.runtime.preemption import RESTART_CODE
-from dapt_jax.settings import flags
+from dapt_jax.settings import flags, resolve
 from dapt_jax.study import grid as grids
-from dapt_jax.study import prepare
+from dapt_jax.study import plan, prepare
 from tests.command import ROOT, run
+from tests.configs import tiny_study
 
 TAHER = ROOT / "configs" / "taher2021.py"
 CONFIG = """\
@@ -210,6 +211,31 @@ def test_a_plan_costs_a_target_whose_pre_training_has_not_run(tmp_path, capsys):
     (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("│ target"))
     assert "to run, after pre" in line
     assert line.split("│")[2].split() == ["3"]  # epochs 1, 2 and 3 will be kept
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"adapt.seed": 3},
+        {"checkpoint_scoring.downstream": True, "checkpoint_selection.score": "knn"},
+        {"compute_budget": 0.9, "checkpoint_selection.score": "knn"},
+    ],
+)
+def test_the_cost_of_a_point_is_the_work_of_its_study(changed):
+    config = tiny_study.get_config()
+    config.strategies, config.seeds = ("none", "switching", "full"), (0, 1)
+    config.checkpoint_scoring.update({"images": 16, "budget": 0.9, "level": 1})
+    config.adapt.update({"head_epochs": 2, "epochs": 12})
+    for name, value in changed.items():
+        config.update_from_flattened_dict({name: value})
+    settings = resolve(config)
+    study = prepare.prepare(settings)
+    found = grids._cost(settings)
+    assert found.adapting + found.transfer == plan.work_of(study, study.arms)
+    assert found.adapting <= len(study.settings.adaptation_seeds) * sum(
+        plan.adaptation_flops(study, arm) for arm in study.arms_of(0)
+    )
 
 
 def test_the_command_plans_and_runs_with_exit_code_2_for_a_bad_point(file, tmp_path, capsys):

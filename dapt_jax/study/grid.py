@@ -213,7 +213,11 @@ def _cost(settings: StudySettings) -> _Cost:
         study = prepare.prepare(settings)
     adapting = [arm for arm in study.arms_of(study.settings.seeds[0]) if study.corpus_of(arm) is not None]
     seeds = len(study.settings.adaptation_seeds)
-    transfer = 0
+    if study.settings.compute_budget:
+        of_budgets = sum(map(study.budget_flops, study.settings.seeds))
+        of_tasks = plan.work_of(study, study.arms) - of_budgets
+        return _Cost(len(study.arms), len(adapting) * seeds, of_budgets, of_tasks)
+    transfer = sum(plan.checkpoint_flops(study, arm) for arm in study.arms)
     for task in study.tasks:
         # Arms of one encoder and split train on the same rows of a task at the same cost.
         kinds = [(arm.strategy.encoder, arm.seed if task.split_seed is None else -1) for arm in study.arms]
