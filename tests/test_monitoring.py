@@ -18,6 +18,7 @@ from dapt_jax.monitoring.heartbeat import STATUS, Heartbeat
 from dapt_jax.monitoring.profiler import Profiler
 from dapt_jax.monitoring.progress import Reporter
 from dapt_jax.records.ledger import Ledger, Row
+from dapt_jax.study import study
 from dapt_jax.training import loop
 from tests import tiny
 from tests.command import rows, run
@@ -296,6 +297,30 @@ def test_clu_s_own_writer_can_be_plugged_in(tmp_path):
     assert {value.tag for value in found} == {"loss", "lr"}
 
 
+def test_arms_that_lost_the_competition_for_a_budget_are_not_left_to_run(tmp_path):
+    def arm(name, seed, phases=("all",)):
+        return SimpleNamespace(
+            name=name, seed=seed, title=f"{name} seed {seed}", strategy=SimpleNamespace(phases=phases)
+        )
+
+    arms = [
+        arm(name, seed, phases) for seed in (0, 1) for name, phases in (("none", ()), ("a", "p"), ("b", "p"))
+    ]
+    none_0, _, b_0, none_1, a_1, _ = arms
+    (tmp_path / "config.json").write_text("{}")
+    found = study.Results(tmp_path, {})
+    for budget, left in (
+        (0.5, ["none seed 1", "a seed 1", "b seed 1"]),
+        (0.0, ["a seed 0", "none seed 1", "a seed 1", "b seed 1"]),
+    ):
+        made = SimpleNamespace(arms=arms, settings=SimpleNamespace(compute_budget=budget))
+        found.finished = {("none", 0)}
+        assert found.progress(made, b_0) == (["none seed 0"], "b seed 0", left)
+    made.settings.compute_budget = 0.5
+    found.finished = {(each.name, each.seed) for each in (none_0, b_0, none_1, a_1)}
+    assert found.progress(made)[1:] == ("", [])
+
+
 def test_prometheus_gets_a_file_it_can_parse(tmp_path):
     parser = pytest.importorskip("prometheus_client.parser")
     told(tmp_path)
@@ -308,6 +333,10 @@ def test_prometheus_gets_a_file_it_can_parse(tmp_path):
     assert found["dapt_jax_flops_done"][1] / found["dapt_jax_flops_planned"][1] == 0.25
     assert found["dapt_jax_arms_left"][1] == 2
     assert found["dapt_jax_loss"] == ({"study": "wbc", "arm": "full-seed0"}, 0.5)
+    teller = Heartbeat(tmp_path, [writer])
+    teller.arms(["none seed 0", "full seed 0"], "", [])
+    teller.close("done")
+    assert 'dapt_jax_arms_left{study="wbc"} 0.0' in (tmp_path / "study.prom").read_text()
     assert found["dapt_jax_row_energy_joules"][1] == pytest.approx(0.25 * 3.6e6)
     with pytest.raises(UserError, match=r"NAME\.prom"):
         writers.Prometheus(tmp_path / "study.txt", "wbc")

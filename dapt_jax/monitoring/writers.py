@@ -261,7 +261,7 @@ class Prometheus:
         gauge(
             "arms_left",
             "Strategies x seeds to come, the running one included",
-            len(status["arms"]["left"]) + 1,
+            len(status["arms"]["left"]) + bool(status["arms"]["running"]),
         )
         gauge("images_per_second", "Speed of training now", status["images_per_s"])
         gauge(

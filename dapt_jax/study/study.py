@@ -235,7 +235,12 @@ class Results:
         """Return the names of finished, running and pending arms."""
         done = [arm.title for arm in study.arms if self.has(arm.name, arm.seed)]
         under_way = running.title if running and running.title not in done else ""
-        return done, under_way, [arm.title for arm in study.arms if arm.title not in (*done, under_way)]
+        left = [arm for arm in study.arms if arm.title not in (*done, under_way)]
+        if study.settings.compute_budget:  # of those that competed with a seed, one has gone on
+            adapting = [arm for arm in study.arms if arm.strategy.phases]
+            decided = {arm.seed for arm in adapting if arm.title in (*done, under_way)}
+            left = [arm for arm in left if not (arm.strategy.phases and arm.seed in decided)]
+        return done, under_way, [arm.title for arm in left]
 
     def line(self, study: Study, arm: Arm) -> str:
         """Return one finished arm in a line."""
