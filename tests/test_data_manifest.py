@@ -175,6 +175,28 @@ def test_a_condition_finds_a_split_in_every_spelling_though_a_cell_is_the_very_w
         assert [Path(name).name for name in found.images.names] == expected
 
 
+def test_rows_of_several_splits_are_one_set_with_a_line_unless_asked_for(home):
+    every = home.load(SPELT)
+    (line,) = [note for note in every.notes if "one set" in note]
+    assert (
+        "column 'split' are used as one set (train 4, test 2, fold_3 2); where='split=train' selects" in line
+    )
+    for where in ("split=train", "split=train|test", "Split=test"):
+        assert not home.load(SPELT, where=where).notes
+    alone = "".join(
+        line for line in SPELT.splitlines(True) if "test" not in line.lower() and "fold" not in line.lower()
+    )
+    assert not [note for note in home.load(alone).notes if "one set" in note]
+
+
+def test_a_misspelt_split_is_told_of_with_its_row(home):
+    text = "image,label,split\na.png,x,train\nb.png,y,train\nc.png,x,tarin\nd.png,y,test\ne.png,x,\nf.png,y,other\n"
+    data = home.load(text, where="split=train")
+    assert len(data) == 2
+    (line,) = data.notes
+    assert "row 4: 'tarin' in column 'split' names no split; did you mean 'train'" in line
+
+
 @pytest.mark.parametrize("value", ["=test", "!test", "-test", "~test", "<test"])
 def test_a_sign_before_a_split_is_no_spelling_of_it(home, value):
     with pytest.raises(UserError, match=rf"no row has 'split={value}'; did you mean 'test'"):

@@ -10,6 +10,7 @@ unambiguous, and `Dataset.notes` lists them; see `dapt_jax.data.columns`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,8 @@ def load_manifest(
     known = {"image": columns[roles.image], LABEL: labels, **columns}
     known |= {"patient": columns[roles.group]} if roles.group else {}
     rows = np.flatnonzero(matching(known, where, str(manifest)))
+    if roles.split:
+        roles.notes.extend(_about_splits(manifest, places, known, roles.split, where, rows))
     per_class = len(label_columns) > 1
     classes, drop_classes = (tuple(map(identity.clean, names)) for names in (classes, drop_classes))
     if per_class and (
@@ -205,6 +208,40 @@ def load_manifest(
         notes=roles.notes,
     )
     return dataset if label else dataset.without_labels()
+
+
+def _about_splits(
+    manifest: Path,
+    places: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    split: str,
+    where: str,
+    rows: np.ndarray,
+) -> list[str]:
+    """Return a line where rows of several splits are one set unasked, and one for each cell that misspells a split."""
+    cells = columns[split]
+    splits = {identity.split_name(cell) for cell in set(cells)} - {""}
+    lines = []
+    asked = {
+        name
+        for clause in where.split(",")
+        for name in identity.column(clause.partition("=")[0].strip(), columns)
+    }
+    counts = Counter(identity.split_name(cells[row]) for row in rows)
+    if len(counts.keys() - {""}) > 1 and not asked & {split, "split"}:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items() if name)
+        lines.append(
+            f"{manifest}: rows of all splits in column {split!r} are used as one set ({listed}); where='split="
+            f"{next(filter(None, counts))}' selects those of one"
+        )
+    unknown = {
+        cell: place for place, cell in zip(places, cells, strict=True) if not identity.split_name(cell)
+    }
+    for cell, place in unknown.items():
+        hint = nearest(cell.casefold(), sorted(splits)) if splits and not identity.is_missing(cell) else ""
+        if hint.startswith("did you mean"):
+            lines.append(f"{manifest}: {place}: {cell!r} in column {split!r} names no split; {hint}")
+    return lines
 
 
 def _check_cells(
