@@ -3,17 +3,20 @@
 import dataclasses
 import io
 import re
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from benchmarks import evidence as page
 from dapt_jax.errors import UserError
+from dapt_jax.formatting import number
 from dapt_jax.models import registry
 from dapt_jax.records.ledger import Row
 from dapt_jax.records.study_records import Records
 from dapt_jax.settings import StrategySpec, default, resolve
 from dapt_jax.settings.training import AdaptSettings
-from dapt_jax.study import advise, built_in_strategies, evidence, prepare
+from dapt_jax.study import advise, built_in_strategies, evidence, prepare, speed
 from dapt_jax.study.advise import Candidate
 from tests.configs import tiny_study
 
@@ -193,6 +196,21 @@ def test_a_gain_is_positive_where_it_is_better_and_a_share_is_no_other_strategy(
     full, partial = evidence.findings(Records(config, rows, ledger), "s")
     assert (full.strategy, partial.strategy, partial.share, partial.kind) == ("full", "partial", 0.1, "masks")
     assert full.gain == pytest.approx(1.05)
+
+
+@pytest.mark.parametrize(("backend", "times"), [("gpu", 8), ("cpu", 1)])
+def test_a_budget_of_hours_is_what_the_plan_takes_for_them_on_as_many_devices(monkeypatch, backend, times):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(speed, "of_machine", lambda *_: speed.Speed(1e12, 0.0))
+    config = default()
+    config.advise.hours = 3.0
+    encoder = registry.build("resnet18")
+    study = SimpleNamespace(strategies=[SimpleNamespace(encoder=encoder)])
+    flops, words = advise.budget_flops(resolve(config), study)
+    assert flops == pytest.approx(times * 3 * 3600e12)
+    assert f"about {number(flops / 1e12)} TFLOP on this machine" in words
+    assert speed.line(flops, encoder, "float32", 0.0).startswith("time: about 3.0 h ")
 
 
 def test_a_study_without_one_budget_is_refused_in_one_line(tmp_path):

@@ -197,6 +197,7 @@ def budget_flops(settings: StudySettings, study: Study) -> tuple[float, str]:
     if name == "tflop":
         return value * 1e12, f"{value:g} TFLOP"
     pace = speed.of_machine(study.strategies[0].encoder.base, settings.model.dtype).flops_per_s
+    pace *= speed.at_once()
     hours = value
     if name == "kwh":
         own = settings.energy

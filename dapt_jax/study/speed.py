@@ -131,6 +131,11 @@ def measure(network: str, after: str, dtype: str) -> float:
     return work / min(seconds)
 
 
+def at_once() -> int:
+    """Return how many devices compute at the speed of one; 1 on a CPU, whose devices share its cores."""
+    return 1 if jax.default_backend() == "cpu" else jax.device_count()
+
+
 def line(work: float, encoder: Encoder, dtype: str, now: float) -> str:
     """Return in words how long so much work takes on this machine.
 
@@ -141,9 +146,7 @@ def line(work: float, encoder: Encoder, dtype: str, now: float) -> str:
         now: Seconds of the wall clock.
     """
     speed, devices = of_machine(encoder, dtype), jax.device_count()
-    seconds = work / speed.flops_per_s
-    if devices > 1 and jax.default_backend() != "cpu":  # the devices of a CPU share its cores
-        seconds /= devices
+    seconds = work / (speed.flops_per_s * at_once())
     low, high = span(seconds / FACTOR), span(seconds * FACTOR)
     several = f"{devices} x " if devices > 1 else ""
     days = (now - speed.time) / 86400
