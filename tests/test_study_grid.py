@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,12 @@ def test_shards_divide_the_papers_grid_and_a_point_stays_in_its_shard(tmp_path):
     for shard in ("5/4", "0/4", "a"):
         with pytest.raises(UserError, match="expected I/N with I from 1 to N"):
             names(shard)
+
+
+@pytest.mark.parametrize("name", [".", "..", "cache", "compared", grids.FILE, "a/b", ""])
+def test_a_point_whose_workdir_would_not_be_its_own_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"a point is named {re.escape(repr(name))}.*; expected"):
+        grids.points(flags.Grid(TAHER, {"a": "x", name: "y"}, (), ""), tmp_path)
 
 
 def test_a_point_is_in_the_shard_of_all_whose_weights_it_takes_and_after_them(tmp_path):

@@ -33,6 +33,10 @@ from dapt_jax.weights.run_reference import ALL, SCHEME, RunReference
 FILE = "grid.json"
 """Name of the file, in the grid's workdir, that says how each point ended."""
 
+CACHE, COMPARED = "cache", "compared"
+"""Folders of the grid itself in its workdir: the activations that points share, and the report over all of them."""
+OWN = (FILE, CACHE, COMPARED)
+
 STOPPED = (preemption.RESTART_CODE, 130)
 """Exit codes of a study that was told to stop."""
 
@@ -73,9 +77,14 @@ def points(grid: flags.Grid, workdir: Path) -> list[Point]:
         choice = grid.choices[name]
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"{grid.file}: a point is named {name!r}; expected letters, digits and . _ + -")
+        if not name.strip(".") or name in OWN:
+            raise UserError(
+                f"{grid.file}: a point is named {name!r}, and its workdir would be {workdir / name}; expected another "
+                f"name than {', '.join(OWN)} and dots alone, which are the grid's own"
+            )
         if int.from_bytes(hashlib.sha256(families[name][1].encode()).digest()[:8]) % shards == own:
             shared = () if any(flag.startswith("--config.cache.dir") for flag in grid.flags) else (
-                f"--config.cache.dir={workdir / 'cache'}",
+                f"--config.cache.dir={workdir / CACHE}",
             )  # fmt: skip
             config = f"--config={grid.file}:{choice}"
             found.append(Point(name, (config, f"--workdir={workdir / name}", *shared, *grid.flags)))
@@ -282,8 +291,8 @@ def _report(grid: flags.Grid, workdir: Path) -> None:
     if len(having) < 2:
         return
     try:
-        compare.build(having, workdir / "compared")
-        print(f"report: {workdir / 'compared' / 'report.html'}")
+        compare.build(having, workdir / COMPARED)
+        print(f"report: {workdir / COMPARED / 'report.html'}")
     except UserError as error:
         print(f"no report over all studies: {error}")
 
