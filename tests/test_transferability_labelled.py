@@ -269,6 +269,15 @@ def test_a_mixture_of_thin_components_is_that_of_scikit_learn(rows, dimensions, 
     np.testing.assert_allclose(responsibilities(x, components), expected, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("dimensions", [1, 6, 40])
+def test_a_mixture_of_copies_is_that_of_scikit_learn(dimensions):
+    """Eight different rows, ten components: two hold nothing."""
+    x = np.random.default_rng(0).normal(size=(8, dimensions)).repeat(6, axis=0)
+    expected = GaussianMixture(10, random_state=0).fit(x).predict_proba(x)
+    np.testing.assert_allclose(responsibilities(x, 10), expected, atol=1e-9)
+
+
 def test_nleep_is_leep_of_a_mixture_on_the_components_of_80_percent():
     f, y = clusters(n=120, d=6)
     reduced = PCA(0.8).fit_transform(f)
