@@ -1,6 +1,7 @@
 """Scores along a run: what they cost is planned and kept within the budget, stops are honest, and a kill changes nothing."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from dapt_jax.errors import UserError
 from dapt_jax.records.ledger import Ledger
+from dapt_jax.records.study_records import Records
+from dapt_jax.report import selection
 from dapt_jax.settings import StudySettings, default, resolve
 from dapt_jax.study import scorer as scoring
 from dapt_jax.study.scorer import Plan, Scorer
@@ -204,6 +207,27 @@ def test_what_cannot_be_scored_is_a_reason_in_the_curve_and_training_goes_on(tmp
     params["stage3"]["block1"]["conv"]["kernel"] = params["stage3"]["block1"]["conv"]["kernel"] * np.nan
     hook.after_epoch(2, 7, params, batch_stats, {})
     assert "are not finite" in hook.points[-1]["reasons"]["logme"]
+
+
+def test_a_score_that_is_undefined_throughout_has_chosen_nothing_and_this_is_said(tmp_path):
+    one_class = dataclasses.replace(TARGET, labels=np.zeros_like(TARGET.labels))
+    said = []
+    own = context(tmp_path, reporter=SimpleNamespace(say=said.append))
+    hook = Scorer(settings(select="logme"), make_run(), one_class, tmp_path / "scored", own)
+    weights = hook.run.model.init(1)
+    for epoch in (6, 7):
+        hook.after_epoch(2, epoch, *weights, {})
+    assert hook.chosen(*weights) == weights
+    assert len(said) == 1
+    assert "checkpoint_selection.score=logme is undefined at every scored epoch (all 24 labels" in said[0]
+    tasks = {"tasks": {"cells": {}}, "checkpoint_selection": {"score": "logme"}}
+    records = Records(tasks, [], [dataclasses.replace(hook.row(), strategy="full")])
+    assert selection.without_choice(records).startswith("Of full seed 0 the last checkpoint counts: logme")
+    assert not selection.score_that_read_labels(records, "cells")
+    hook.points[0]["scores"]["logme"] = 0.5
+    hook.points[0]["chosen"] = True
+    assert not selection.without_choice(records)
+    assert selection.score_that_read_labels(records, "cells") == "logme"
 
 
 def test_bad_settings_are_one_line():

@@ -216,6 +216,8 @@ def _note(records: Records, task: str) -> str:
             f"Development images have chosen the checkpoints, by {score}, which reads their labels: their scores favour "
             "strategies that adapt. Other splits had no say."
         )
+    if line := selection.without_choice(records):
+        notes.append(line)
     unlike = {split: records.unlike(task, split) for split in splits}
     notes += [f"On {split}: {why}. Nothing is marked or tested." for split, why in unlike.items() if why]
     if max(counts, default=0) == 1:

@@ -85,7 +85,21 @@ def score_that_read_labels(records: Records, task: str) -> str:
     score = (config.get("checkpoint_selection") or {}).get("score", "")
     of = (config.get("checkpoint_scoring") or {}).get("task") or next(iter(config.get("tasks") or ()), "")
     points = [point for curve in curves(records) for point in curve.points if point.get("chosen")]
-    return score if of == task and any(each.get("reads_labels", {}).get(score) for each in points) else ""
+    chose = [each for each in points if each["scores"].get(score) is not None]
+    return score if of == task and any(each.get("reads_labels", {}).get(score) for each in chose) else ""
+
+
+def without_choice(records: Records) -> str:
+    """Return a sentence on the arms whose last checkpoint counts since no epoch had a score; empty without any."""
+    score = (records.config.get("checkpoint_selection") or {}).get("score", "")
+    found = dict.fromkeys(
+        f"{curve.strategy} seed {curve.seed}"
+        for curve in curves(records)
+        if curve.chosen is not None and not curve.series(score)
+    )
+    if not found:
+        return ""
+    return f"Of {', '.join(found)} the last checkpoint counts: {score} was undefined at every scored epoch."
 
 
 def lower_is_better_words(records: Records) -> str:

@@ -344,9 +344,17 @@ class Scorer(Callback):
         return self.points[self._choice()[0]]["epoch"] + 1 if self.settings.select and self.points else done
 
     def chosen(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """Return the weights that the rule chooses; the given ones if it is the last, or without scores."""
+        """Return the weights that the rule chooses; the given ones if it is the last, or without scores.
+
+        A line says so where the score that chooses was undefined at every epoch, so that it chose nothing.
+        """
         if not self.settings.select or not self.points:
             return params, batch_stats
+        if all(point["scores"][self.settings.select] is None for point in self.points):
+            self.context.reporter.say(
+                f"warning: {self.run.title}: checkpoint_selection.score={self.settings.select} is undefined at every "
+                f"scored epoch ({self.points[-1]['reasons'][self.settings.select]}); the last checkpoint is kept"
+            )
         point = self.points[self._choice()[0]]
         if point is self.points[-1]:
             return params, batch_stats
