@@ -67,6 +67,20 @@ MOST_LEVELS = 1024
 UNREAD = ("hardware_flops", "peak_bytes", "total_params")
 """Fields of a ledger that no figure needs."""
 
+NOT_OF_RESULTS = (
+    "seeds",
+    "strategies",
+    "cache",
+    "monitoring",
+    "runtime",
+    "energy",
+    "plan",
+    "report",
+    "title",
+    "note",
+)
+"""Settings that further seeds of a study may have of their own."""
+
 CLAIMED = 0.1
 """Share of FLOPs up to which the claim is made."""
 
@@ -452,8 +466,7 @@ def add_seeds(workdir: Path, folder: Path) -> None:
         differing = sorted(
             name
             for name, value in _flat(of_added).items()
-            if name.partition(".")[0] not in ("seeds", "strategies")
-            and _flat(of_study).get(name, value) != value
+            if name.partition(".")[0] not in NOT_OF_RESULTS and _flat(of_study).get(name, value) != value
         )
         if differing:
             raise UserError(
