@@ -241,6 +241,12 @@ def test_the_work_of_seeds_that_share_an_adaptation_has_it_once_and_none_where_i
     assert plan.work_of(study, study.arms[2:]) == sum(of_tasks[2:])
 
 
+def test_a_strategy_that_the_budget_does_not_bring_to_a_score_has_not_lost_by_one():
+    said = halving.outcome_line(["a", "b", "c"], ["a", "b"], ["a"])
+    assert "pays for no first score of c: not trained" in said
+    assert halving.outcome_line(["a", "b"], ["a", "b"], ["a"]) == "a of 2 go on"
+
+
 def test_the_better_half_goes_on_and_what_has_no_score_goes_first():
     scores = {"a": 1.0, "b": None, "c": 3.0, "d": 2.0}
     assert halving.keep(scores, True, 2) == ["c", "d"]

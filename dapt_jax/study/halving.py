@@ -8,7 +8,7 @@ hyperparameter optimization", arXiv 1502.07943.
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from dapt_jax.errors import UserError
 from dapt_jax.records import competitions
@@ -138,6 +138,24 @@ def keep(scores: Mapping[str, float | None], higher_is_better: bool, number: int
     return sorted(scores, key=lambda name: undefined if (s := scores[name]) is None else sign * s)[:number]
 
 
+def outcome_line(reach: Collection[str], scores: Collection[str], survivors: Sequence[str]) -> str:
+    """Return the outcome of a round in words.
+
+    >>> outcome_line(["a", "b", "c", "d"], ["a", "b", "c"], ["c", "a"])
+    'c, a of 4 go on; the budget of the round pays for no first score of d: not trained'
+
+    Args:
+        reach: Names of the strategies of the round.
+        scores: Names of those that reached a score.
+        survivors: Names of those that go on.
+    """
+    line = f"{', '.join(survivors)} of {len(reach)} go on"
+    short = ", ".join(name for name in reach if name not in scores)
+    return (
+        f"{line}; the budget of the round pays for no first score of {short}: not trained" if short else line
+    )
+
+
 def run(study: Study, seed: int, context: RunContext) -> Competition:
     """Run successive halving, or read its result; the winner stops where its budget ends.
 
@@ -165,7 +183,7 @@ def run(study: Study, seed: int, context: RunContext) -> Competition:
         history.append(Round(reach, scores, spent))
         survivors = keep(scores, entry(score).higher_is_better, max(1, math.ceil(len(survivors) / 2)))
         context.reporter.say(
-            f"halving seed {seed}, round {number + 1}: {', '.join(survivors)} of {len(reach)} go on"
+            f"halving seed {seed}, round {number + 1}: {outcome_line(reach, scores, survivors)}"
         )
     winner = survivors[0]
     left = total - sum(competitor.spent for name, competitor in competitors.items() if name != winner)

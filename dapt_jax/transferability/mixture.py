@@ -44,7 +44,9 @@ class _Component:
         """Return the maximum-likelihood Gaussian of rows by their responsibilities."""
         total = responsibility.sum() + 10 * np.finfo(float).eps
         counting = np.flatnonzero(responsibility > NEGLIGIBLE)
-        if not len(counting):  # as k-means leaves one where rows are copies: `total` is all but 0, not its mean
+        if not len(
+            counting
+        ):  # as k-means leaves one where rows are copies: `total` is all but 0, not its mean
             counting = responsibility.argmax(keepdims=True)
         mean = responsibility[counting] @ x[counting] / total
         spread = np.sqrt(responsibility[counting] / total)[:, None] * (x[counting] - mean)
