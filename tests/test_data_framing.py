@@ -12,6 +12,8 @@ from dapt_jax.data.decode import ImageStore, decode, decode_mask
 from dapt_jax.data.framing import RESIZES, Framing
 from dapt_jax.data.manifest import load_manifest
 from dapt_jax.errors import UserError
+from dapt_jax.study import segmentation
+from dapt_jax.study.overlays import Overlays
 
 SIDES = st.integers(12, 90)
 
@@ -109,6 +111,21 @@ def test_nothing_is_predicted_in_padding(tmp_path):
     said = data.without_padding(np.ones((2, 20, 20), np.uint8), [0, 1])
     assert said[:, 5:15].all()
     assert said.sum() == 2 * 10 * 20
+
+
+def test_scores_of_all_pixels_are_of_those_of_the_pictures(tmp_path):
+    """Half of each square is padding: a mask that covers the pictures has a specificity of 0, not of a half."""
+    data = load_manifest(manifest(tmp_path), image_size=20, segments=("background", "disc"), resize="pad")
+
+    def everywhere(images):
+        return np.ones(images.shape[:3], np.uint8), np.full((*images.shape[:3], 1), 0.9, np.float32)
+
+    names = ("specificity_pooled", "precision_pooled", "auc_pooled", "ap_pooled")
+    scored = segmentation._scored(data, everywhere, 2, Overlays(data, 0), names)
+    found = {score.metric: score.value for score in scored.scores()}
+    share = data.targets[:, 5:15].mean()
+    expected = [0, share, 0.5, share]
+    np.testing.assert_allclose([found[name] for name in names], expected)
 
 
 def test_fingerprints_know_the_framing(tmp_path):

@@ -85,6 +85,24 @@ def test_pooled_scores_are_scikit_learn_s():
     assert found["auc_pooled"] == pytest.approx(skm.roc_auc_score(flat, exact), abs=1e-3)
 
 
+def test_padding_counts_in_no_score():
+    """Pictures within padding have the scores of the pictures alone, whatever masks and probabilities say around."""
+    rng, pictures = np.random.default_rng(1), ((0, 2, 6, 7), (1, 0, 5, 9))
+    truth, predicted = rng.integers(3, size=(2, 2, 6, 9), dtype=np.uint8)
+    probabilities = rng.random((2, 6, 9, 2))
+    every = tuple(name for name, each in metrics.METRICS.items() if each.of_masks)
+    padded, alone = (metrics.Segmentation(("background", "x", "y"), names=every) for _ in range(2))
+    padded.add(truth, predicted, probabilities=probabilities, inside=np.array(pictures))
+    for image, (top, left, bottom, right) in enumerate(pictures):
+        part = slice(image, image + 1), slice(top, bottom), slice(left, right)
+        alone.add(truth[part], predicted[part], probabilities=probabilities[part])
+    found = by_name(padded.scores())
+    assert set(every) <= set(found)
+    assert found == by_name(alone.scores())
+    volumes = (each.of_units(np.array(["v", "v"])) for each in (padded, alone))
+    assert len({str(each.scores()) for each in volumes}) == 1
+
+
 def test_pooled_scores_without_what_they_need_are_undefined():
     names = ("precision_pooled", "sensitivity_pooled", "specificity_pooled", "mcc_pooled", "ap_pooled")
     scored = metrics.Segmentation(("background", "x"), names=names)

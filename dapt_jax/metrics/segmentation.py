@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import scipy
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from dapt_jax.errors import UserError
 from dapt_jax.metrics import pixels
@@ -49,6 +49,7 @@ class Segmentation:
         predicted: UInt8[np.ndarray, "n2 h2 w2"],
         spacing: Sequence[float] | Float[np.ndarray, "n 2"] = (1.0, 1.0),
         probabilities: Float[np.ndarray, "n h w segments"] | None = None,
+        inside: Int[np.ndarray, "n 4"] | None = None,
     ) -> None:
         """Add images.
 
@@ -57,6 +58,8 @@ class Segmentation:
             predicted: Predicted masks of the same images.
             spacing: Height and width of a pixel, shared or per image; distances have its unit.
             probabilities: Probability of each class without the background, for `auc_pooled` and `ap_pooled`.
+            inside: Top, left, bottom and right of the picture within each image; what is around it is padding,
+                and no pixel of it counts. None where images have none.
 
         Raises:
             UserError: The masks differ in shape, or hold a value outside the classes.
@@ -70,19 +73,24 @@ class Segmentation:
             if (most := masks.max(initial=0)) >= values:
                 raise UserError(f"a {which} mask holds the value {most}; expected 0 to {values - 1}")
         spacings = np.broadcast_to(np.asarray(spacing, float), (len(truth), 2))
+        counting = np.ones(truth.shape, bool)
+        if inside is not None:
+            counting[:] = False
+            for image, (top, left, bottom, right) in zip(counting, inside, strict=True):
+                image[top:bottom, left:right] = True
         found = np.full((len(truth), len(self._names), 6), np.nan)
         for segment in range(len(self._names)):
-            a, b = self._of(truth, segment), self._of(predicted, segment)
+            a, b = (self._of(masks, segment) & counting for masks in (truth, predicted))
             for column, region in enumerate((a & b, a, b)):
                 found[:, segment, column] = np.count_nonzero(region, axis=(1, 2))
             if probabilities is not None:
-                self._ranks[segment] += pixels.counted(a, probabilities[..., segment])
+                self._ranks[segment] += pixels.counted(a[counting], probabilities[counting, segment])
             if self._surfaces:
                 for image in np.flatnonzero(found[:, segment, 1:3].all(1)):
                     found[image, segment, 3:] = surface_distances(a[image], b[image], spacings[image])
         self._is_ranked |= probabilities is not None
         self._images.append(found)
-        self._pixels.append(np.full(len(truth), truth.shape[1] * truth.shape[2]))
+        self._pixels.append(np.count_nonzero(counting, axis=(1, 2)))
 
     def per_image(self) -> dict[str, Float[np.ndarray, "n segments"]]:
         """Return `dice` and `iou`, and distances, of every image and class, in order of addition."""

@@ -276,7 +276,8 @@ def _scored(
         ranked = None
         if is_ranked and probabilities is not None:
             ranked = probabilities[: len(rows), ..., -foreground:]
-        scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows), ranked)
+        inside = np.array([dataset.images.inside(int(row)) for row in rows])
+        scored.add(dataset.targets[rows], predicted, dataset.pixel_sizes(rows), ranked, inside)
         overlays.add(rows, images, predicted)
     return scored
 
