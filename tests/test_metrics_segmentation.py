@@ -217,3 +217,10 @@ def test_masks_that_cannot_be_compared_are_refused():
         metrics.segmentation(truth, truth + 4, NAMES)
     with pytest.raises(UserError, match="a true mask holds the value 8; expected 0 to 7"):
         metrics.segmentation(truth + 8, truth, NAMES, overlapping=True)
+    ranked = metrics.Segmentation(NAMES, names=("auc_pooled",))
+    with pytest.raises(
+        UserError, match=r"probabilities are \(2, 4, 4, 4\); expected \(2, 4, 4, 3\), one for each"
+    ):
+        ranked.add(truth, truth, probabilities=np.full((2, 4, 4, 4), 0.25))
+    with pytest.raises(UserError, match="are not finite; expected numbers from 0 to 1"):
+        ranked.add(truth, truth, probabilities=np.full((2, 4, 4, 3), np.nan))

@@ -62,7 +62,8 @@ class Segmentation:
                 and no pixel of it counts. None where images have none.
 
         Raises:
-            UserError: The masks differ in shape, or hold a value outside the classes.
+            UserError: The masks differ in shape, or hold a value outside the classes; the probabilities do not fit
+                the masks, or are not finite.
         """
         if truth.shape != predicted.shape:
             raise UserError(
@@ -72,6 +73,15 @@ class Segmentation:
         for which, masks in (("true", truth), ("predicted", predicted)):
             if (most := masks.max(initial=0)) >= values:
                 raise UserError(f"a {which} mask holds the value {most}; expected 0 to {values - 1}")
+        if probabilities is not None:
+            expected = (*truth.shape, len(self._names))
+            if probabilities.shape != expected:
+                raise UserError(
+                    f"probabilities are {probabilities.shape}; expected {expected}, one for each class without the "
+                    "background"
+                )
+            if not np.isfinite(probabilities).all():
+                raise UserError("probabilities of masks are not finite; expected numbers from 0 to 1")
         spacings = np.broadcast_to(np.asarray(spacing, float), (len(truth), 2))
         counting = np.ones(truth.shape, bool)
         if inside is not None:
