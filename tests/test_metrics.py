@@ -142,6 +142,25 @@ def test_missing_labels_are_left_out_class_by_class():
     assert found["auc/b"].n == 3
 
 
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "line"),
+    [
+        ([0, 2, -1], np.eye(3), "a label is -1; expected class numbers from 0 to 2"),
+        ([0, 2, 3], np.eye(3), "a label is 3; expected class numbers from 0 to 2"),
+        ([[0, 1, -1.0]] * 3, np.eye(3), r"a label is -1\.0; expected 0, 1 or NaN for each class"),
+        (
+            [[0, 1]] * 3,
+            np.eye(3),
+            r"labels are \(3, 2\) and probabilities \(3, 3\) of 3 classes; expected one row",
+        ),
+        ([0, 2, 1], np.diag([1, np.nan, 1]), r"probabilities of row 1 are not finite \(1 of 3 rows\)"),
+    ],
+)
+def test_labels_and_probabilities_that_do_not_fit_are_refused(labels, probabilities, line):
+    with pytest.raises(UserError, match=line):
+        scored(np.asarray(labels), probabilities)
+
+
 def test_a_calibrated_predictor_has_no_calibration_error_and_an_overconfident_one_its_excess():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, 200_000)

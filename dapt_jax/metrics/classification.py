@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from dapt_jax.errors import UserError
 from dapt_jax.metrics.registry import MULTI_LABEL, ORDINAL, SINGLE_LABEL, measure, measures, metric
 from dapt_jax.metrics.score import Score
 
@@ -59,6 +60,9 @@ def classification(
         arXiv 2110.14795).
 
         A score covers only the classes that it names; a score that covers none is NaN.
+
+    Raises:
+        UserError: Labels and probabilities do not fit each other or the classes, or a probability is not finite.
     """
     if labels.ndim == 2:
         kinds: tuple[str, ...] = (MULTI_LABEL,)
@@ -87,6 +91,28 @@ class Predictions:
     classes: tuple[str, ...]
     seen: Bool[np.ndarray, " classes"]
     subset: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = len(self.labels), len(self.classes)
+        if self.probabilities.shape != expected or self.labels.shape not in (expected[:1], expected):
+            raise UserError(
+                f"labels are {self.labels.shape} and probabilities {self.probabilities.shape} of {len(self.classes)} "
+                "classes; expected one row for each example and one probability for each class"
+            )
+        if self.labels.ndim == 2:
+            is_label = np.isnan(self.labels) | (self.labels == 0) | (self.labels == 1)
+            known = "0, 1 or NaN for each class"
+        else:
+            is_label = (self.labels >= 0) & (self.labels < len(self.classes))
+            known = f"class numbers from 0 to {len(self.classes) - 1}"
+        if not is_label.all():
+            raise UserError(f"a label is {self.labels[~is_label][0]}; expected {known}")
+        bad = ~np.isfinite(self.probabilities).all(1)
+        if bad.any():
+            raise UserError(
+                f"probabilities of row {bad.argmax()} are not finite ({bad.sum()} of {len(bad)} rows); expected "
+                "numbers from 0 to 1, of finite features and a head that has not diverged"
+            )
 
     @property
     def targets(self) -> Shaped[np.ndarray, "n classes"]:

@@ -480,7 +480,11 @@ def score(
                     of = Units.of(names)
                     values = of.probabilities(values, level.rule, development.multi_label)
                     labels = of.labels(labels, len(classes))
-                scores[split].append(measure(labels, values, seen=known))
+                try:
+                    scores[split].append(measure(labels, values, seen=known))
+                except UserError as error:
+                    where = f"{key.strategy} seed {key.seed}, {task.name} {split} {protocol}"
+                    raise UserError(f"{where}: {error}") from error
         yield from result_rows(task, key, level.protocol(protocol) if level else protocol, classes, scores)
 
 
