@@ -165,6 +165,11 @@ def test_targets_of_uncertain_labels_are_drawn_between_their_bounds():
             {"name": "asymmetric", "params": {"margin": 1.0}, "multi_label": True},
             "margin is 1.0; expected 0 to",
         ),
+        (
+            3,
+            {"name": "focal", "params": {"alpha": 0.25}},
+            r"alpha is 0\.25; expected 0\.0, since an image has one",
+        ),
         (3, {"smoothing": float("nan")}, "label_smoothing is nan"),
         (
             3,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dapt_jax.fields import setting
+from dapt_jax.fields import SettingError, setting
 from dapt_jax.losses.base import ClassificationLoss, power
 
 
@@ -28,6 +28,17 @@ class FocalLoss(ClassificationLoss, name="focal"):
         below=1,
         doc="Share of the weight that positive targets of sigmoids have; 0: all alike.",
     )
+
+    def check_labels(self) -> None:
+        """Refuse labels that the loss does not support, and a weight of positive targets where there are none.
+
+        Raises:
+            SettingError: `alpha` is set, but the outputs pass one softmax, where it has no meaning.
+        """
+        super().check_labels()
+        if self.alpha and not self.is_independent:
+            expected = f"0.0, since an image has one of {self.outputs} classes, whose softmax has no positive targets"
+            raise SettingError("alpha", self.alpha, expected)
 
     def softmax_log_likelihood(self, logits: Float[Array, "b outputs"]) -> Float[Array, "b outputs"]:
         """See `ClassificationLoss`."""
