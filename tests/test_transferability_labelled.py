@@ -220,6 +220,14 @@ def test_parc_is_spearmans_correlation_over_pairs(data):
     np.testing.assert_allclose(parc(f, y, dimensions=5), 100 * want, rtol=1e-9)
 
 
+def test_an_image_at_the_mean_has_no_correlation_and_is_named():
+    f = np.concatenate([np.zeros((1, 4)), np.eye(4), -np.eye(4)])
+    with pytest.raises(
+        UserError, match=r"image 0 has the same value along all 4 components \(1 of 9 images\)"
+    ):
+        parc(f, np.arange(9) % 2)
+
+
 def test_parc_ranks_ties_as_scipy_does():
     f, y = np.random.default_rng(0).normal(size=(5, 4))[np.arange(30) % 5], np.arange(30) % 3
     reduced = PCA(4).fit_transform(f)

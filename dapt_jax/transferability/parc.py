@@ -40,7 +40,8 @@ def parc(
         dimensions: Number of principal components that are kept; all where there are fewer.
 
     Raises:
-        UserError: Constant features, no two images of one class, or what `FeatureStatistics.of` refuses.
+        UserError: Constant features, an image without variance over the components, no two images of one
+            class, or what `FeatureStatistics.of` refuses.
     """
     found = statistics or FeatureStatistics.of(features, labels)
     rows = len(found.labels)
@@ -57,7 +58,13 @@ def parc(
     farthest = reduced[np.abs(reduced).argmax(0), np.arange(kept)]
     reduced /= reduced.std(0) * np.sign(farthest)
     reduced -= reduced.mean(1, keepdims=True)
-    reduced /= np.linalg.norm(reduced, axis=1, keepdims=True)
+    lengths = np.linalg.norm(reduced, axis=1, keepdims=True)
+    if (flat := lengths[:, 0] < 1e-12).any():  # components have a variance of 1: what is left is rounding
+        raise UserError(
+            f"image {order[flat.argmax()]} has the same value along all {kept} components ({flat.sum()} of {rows} "
+            "images), such as that of the mean; expected some variance to correlate it with others"
+        )
+    reduced /= lengths
     distances = np.empty(rows * (rows - 1) // 2)
     within, filled = [], 0
     ends = np.repeat(np.cumsum(found.counts), found.counts)
