@@ -380,6 +380,9 @@ def test_bad_input_is_one_line_that_says_what_was_expected():
         leep(f, y)
     with pytest.raises(UserError, match="40 neighbours asked of 40 images; expected 1 to 39"):
         knn(f, y, k=40)
+    for folds in (0, 1):
+        with pytest.raises(UserError, match=f"{folds} folds asked; expected 2 or more"):
+            linear_probe(f, y, folds=folds)
     with pytest.raises(UserError, match="did you mean 'logme'"):
         evaluate(["logmee"], Sample(f, y))
     found = evaluate(["logme", "leep", "robustness", "ccfv"], Sample(broken, y))

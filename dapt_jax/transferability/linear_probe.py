@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from dapt_jax.errors import UserError
 from dapt_jax.transferability.inputs import FeatureStatistics, in_double
 from dapt_jax.transferability.registry import score
 
@@ -39,8 +40,12 @@ def linear_probe(
         seed: Seed of the folds.
 
     Raises:
-        UserError: Fewer than two images, or what `FeatureStatistics.of` refuses.
+        UserError: Fewer than two folds, or what `FeatureStatistics.of` refuses.
     """
+    if folds < 2:
+        raise UserError(
+            f"{folds} folds asked; expected 2 or more, since each is judged by what the others fit"
+        )
     found = statistics or FeatureStatistics.of(features, labels)
     rows, classes = len(found.labels), len(found.counts)
     if not found.spread:
