@@ -230,6 +230,9 @@ def test_bad_input_is_one_line_or_a_reason():
         "no foreground class is in two images": lambda: ccfv((MAPS[0],), (np.zeros((7, 3, 3), int),)),
         "all 63 labels are one class": lambda: pixel_gbc(MAPS[0], np.zeros((7, 3, 3), int)),
         "features of image 0 have no direction": lambda: uniformity(np.zeros((3, 2))),
+        r"features have shape \(6,\); expected 2 axes": lambda: uniformity(np.ones(6)),
+        r"features have shape \(3,\); expected 2 axes": lambda: alignment(np.ones((2, 3))),
+        r"features have shape \(0, 3\); expected 2 axes and one row": lambda: alignment(np.ones((2, 0, 3))),
     }
     for line, call in lines.items():
         with pytest.raises(UserError, match=line):

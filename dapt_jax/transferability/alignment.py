@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from dapt_jax.errors import UserError
-from dapt_jax.transferability.inputs import in_double
+from dapt_jax.transferability.inputs import finite, in_double
 from dapt_jax.transferability.registry import score
 from dapt_jax.transferability.robustness import pool
 
@@ -25,19 +25,20 @@ def alignment(views: Num[Any, "v n *rest"]) -> float:
     Raises:
         UserError: Fewer than two views, or a feature vector without length.
     """
-    found = [unit_vectors(np.asarray(pool(view), np.float64)) for view in np.asarray(views)]
+    found = [unit_vectors(pool(view)) for view in np.asarray(views)]
     if len(found) < 2:
         raise UserError(f"{len(found)} views; expected two or more")
     pairs = itertools.combinations(found, 2)
     return float(np.mean([np.mean(np.sum((a - b) ** 2, 1)) for a, b in pairs]))
 
 
-def unit_vectors(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Return rows scaled to length 1.
+def unit_vectors(features: Num[Any, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Return rows scaled to length 1, float64.
 
     Raises:
-        UserError: A row has no length; names the first.
+        UserError: A row has no length (names the first), or what `finite` refuses.
     """
+    rows = finite(features, 2)
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     bad = ~(np.isfinite(lengths) & (lengths > 0)).ravel()
     if bad.any():

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Num
 
 from dapt_jax.errors import UserError
@@ -26,7 +25,7 @@ def uniformity(features: Num[Any, "n d"]) -> float:
     Raises:
         UserError: Fewer than two images, or a feature vector without length.
     """
-    rows = unit_vectors(np.asarray(features, np.float64))
+    rows = unit_vectors(features)
     if len(rows) < 2:
         raise UserError(f"{len(rows)} image; expected two or more")
     return float(_uniformity(rows))
