@@ -289,6 +289,9 @@ def test_delong_without_variance():
     areas = delong(positive, np.stack([perfect, wrong, perfect]))
     assert areas.difference(0, 1).p is None
     assert areas.difference(0, 2).p == 1
+    for other in (1, 2):
+        found = areas.difference(0, other).difference
+        assert (found.low, found.high, found.half) == (None, None, None)
     with pytest.raises(UserError, match="1 positives and 3 negatives"):
         delong(np.array([True, False, False, False]), perfect[None])
 

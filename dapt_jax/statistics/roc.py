@@ -60,7 +60,7 @@ class Areas:
 
         Returns:
             p is 1 where both are the same, and None where they differ without variance (both curves are
-            perfect or at 0).
+            perfect or at 0). Without variance the difference has no bounds.
         """
         value = float(self.values[first] - self.values[second])
         variance = (
@@ -69,12 +69,12 @@ class Areas:
             - 2 * self.covariance[first, second]
         )
         error = math.sqrt(max(0.0, variance))
+        name = "two-sided DeLong test"
+        if error <= 1e-12:
+            return Comparison(Interval(value, None, None, self.n), 1.0 if abs(value) <= 1e-12 else None, name)
         half = float(scipy.stats.norm.ppf((1 + level) / 2)) * error
-        if error > 1e-12:
-            p: float | None = float(2 * scipy.stats.norm.sf(abs(value) / error))
-        else:
-            p = 1.0 if abs(value) <= 1e-12 else None
-        return Comparison(Interval(value, value - half, value + half, self.n), p, "two-sided DeLong test")
+        p = float(2 * scipy.stats.norm.sf(abs(value) / error))
+        return Comparison(Interval(value, value - half, value + half, self.n), p, name)
 
 
 def delong(positive: np.ndarray, scores: np.ndarray) -> Areas:
