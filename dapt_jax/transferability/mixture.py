@@ -44,10 +44,9 @@ class _Component:
         """Return the maximum-likelihood Gaussian of rows by their responsibilities."""
         total = responsibility.sum() + 10 * np.finfo(float).eps
         counting = np.flatnonzero(responsibility > NEGLIGIBLE)
-        if not len(
-            counting
-        ):  # as k-means leaves one where rows are copies: `total` is all but 0, not its mean
-            counting = responsibility.argmax(keepdims=True)
+        if not len(counting):
+            # K-means leaves a component without rows where rows are copies of one another.
+            counting = np.atleast_1d(responsibility.argmax())
         mean = responsibility[counting] @ x[counting] / total
         spread = np.sqrt(responsibility[counting] / total)[:, None] * (x[counting] - mean)
         dimensions = x.shape[1]
