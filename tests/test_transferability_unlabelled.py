@@ -2,7 +2,9 @@
 
 import colorsys
 import dataclasses
+import fractions
 import itertools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from dapt_jax.errors import UserError
 from dapt_jax.transferability.alignment import alignment
 from dapt_jax.transferability.ccfv import ccfv
 from dapt_jax.transferability.gbc import gbc
-from dapt_jax.transferability.inputs import in_double
+from dapt_jax.transferability.inputs import in_double, masks_at
 from dapt_jax.transferability.pixel_gbc import pixel_gbc
 from dapt_jax.transferability.registry import SCORES, Sample, evaluate
 from dapt_jax.transferability.robustness import Jitter, _hinges, jitter, pool, robustness
@@ -165,6 +167,17 @@ def masks(n=4, size=8):
     found = np.zeros((n, size, size), int)
     found[:, : size // 2, : size // 2], found[:, size // 2 :, size // 2 :] = 1, 2
     return found
+
+
+@pytest.mark.parametrize(("size", "side"), [(8, 4), (9, 3), (300, 19), (100, 13), (7, 7), (30, 8), (5, 1)])
+def test_every_place_of_a_map_has_the_class_of_the_pixel_at_its_centre(size, side):
+    """Also where the side of the images is no multiple of that of the map: 300 pixels are 19 places of stride 16."""
+    pixels = np.arange(size**2).reshape(1, size, size)
+    found = masks_at(pixels, side)
+    centres = [
+        math.floor(fractions.Fraction(size, side) * (k + fractions.Fraction(1, 2))) for k in range(side)
+    ]
+    np.testing.assert_array_equal(found, pixels[np.ix_([0], centres, centres)])
 
 
 def test_pixel_gbc_of_all_pixels_is_gbc_of_the_pixels():

@@ -32,6 +32,7 @@ from dapt_jax.study.scorer import SEED, level_group
 from dapt_jax.study.tasks import Task
 from dapt_jax.training import accounting
 from dapt_jax.transferability import registry
+from dapt_jax.transferability.inputs import masks_at
 from dapt_jax.transferability.robustness import jitter
 from dapt_jax.transferability.variants import Features, Measure, ScoringGrid, Variant, random_halves
 from dapt_jax.weights import export, locate, readers
@@ -255,8 +256,7 @@ def _features(loaded: Loaded, data: Dataset, variants: Sequence[Variant]) -> tup
             drawn = data.load_masks()
             for level, group in levels.items():
                 maps[level] = plain[str(group)]
-                every_nth = data.images.size // maps[level].shape[1]
-                masks[level] = drawn[:, every_nth // 2 :: every_nth, every_nth // 2 :: every_nth]
+                masks[level] = masks_at(drawn, maps[level].shape[1])
     assert last is not None  # every score needs views or images
     labels = None if data.multi_label else data.labels
     each = accounting.forward(loaded.model, data.images.size, len(encoder.groups)).model

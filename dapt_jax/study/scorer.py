@@ -31,6 +31,7 @@ from dapt_jax.training.context import RunContext
 from dapt_jax.training.run import TrainingRun
 from dapt_jax.training.steps import PhaseProgram
 from dapt_jax.transferability import registry
+from dapt_jax.transferability.inputs import masks_at
 from dapt_jax.transferability.robustness import jitter
 from dapt_jax.transferability.settings import Settings
 from dapt_jax.weights import export, locate
@@ -301,8 +302,7 @@ class Scorer(Callback):
         labels = None if self.sample.multi_label else self.sample.labels
         maps = masks = source = None
         if self._masks is not None:
-            every = self.sample.images.size // at_level.shape[1]
-            maps, masks = (at_level,), (self._masks[:, every // 2 :: every, every // 2 :: every],)
+            maps, masks = (at_level,), (masks_at(self._masks, at_level.shape[1]),)
         objective = program.objective
         if HEAD in params and isinstance(objective, ClassificationLoss) and not objective.multi_label:
             head = params[HEAD]

@@ -146,6 +146,16 @@ def maps_with_masks(
     return maps, classes
 
 
+def masks_at(masks: Int[np.ndarray, "n h h"], side: int) -> Int[np.ndarray, "n s s"]:
+    """Return the classes at the centres of the places of a map of `side` by `side`.
+
+    >>> masks_at(np.arange(9).reshape(1, 3, 3), 1).tolist()
+    [[[4]]]
+    """
+    centres = (2 * np.arange(side) + 1) * masks.shape[1] // (2 * side)
+    return masks[:, centres][:, :, centres]
+
+
 def class_sums(
     rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
 ) -> Float[np.ndarray, "c d"]:
