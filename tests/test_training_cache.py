@@ -189,9 +189,10 @@ def test_a_fill_that_was_killed_goes_on_where_it_was(prefix, tmp_path):
     found = cache().get(part, params, batch_stats, second, "disk")
     assert (first.asked, second.asked) == ([0, 8, 16, 24, 32], [32])
     assert not found.reused
-    in_memory = cache_in(tmp_path / "other", memory=1 << 28).get(part, params, batch_stats, DATA.images)
+    # Some processors round the same image differently in batches of another size.
+    whole = ActivationCache(1 << 28, None, fill_batch=8).get(part, params, batch_stats, DATA.images)
     for view in range(2):
-        np.testing.assert_array_equal(found.rows(view, np.arange(40)), in_memory.x[view])
+        np.testing.assert_array_equal(found.rows(view, np.arange(40)), whole.x[view])
 
 
 @pytest.mark.parametrize("caching", [Caching("on"), ON_DISK], ids=["memory", "disk"])
