@@ -34,6 +34,7 @@ from dapt_jax.records.predictions import Predictions
 from dapt_jax.records.study_records import Cost, Records
 from dapt_jax.report.style import COLOURS, GREY, save
 from dapt_jax.runtime import atomic_files
+from dapt_jax.settings.sections import flat
 from dapt_jax.statistics import (
     Interval,
     Summary,
@@ -463,10 +464,11 @@ def add_seeds(workdir: Path, folder: Path) -> None:
         of_added, of_study = (
             json.loads((each / "config.json").read_text(encoding="utf-8")) for each in (added, folder)
         )
+        then = flat(of_study)
         differing = sorted(
             name
-            for name, value in _flat(of_added).items()
-            if name.partition(".")[0] not in NOT_OF_RESULTS and _flat(of_study).get(name, value) != value
+            for name, value in flat(of_added).items()
+            if name.partition(".")[0] not in NOT_OF_RESULTS and then.get(name, value) != value
         )
         if differing:
             raise UserError(
@@ -484,15 +486,6 @@ def add_seeds(workdir: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         (folder / "config.json").write_text(json.dumps(of_study, indent=1) + "\n", encoding="utf-8")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested config by dotted name."""
-    found = {}
-    for name, value in config.items():
-        nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        found.update(nested)
-    return found
 
 
 def ordered(probabilities: np.ndarray) -> np.ndarray | None:

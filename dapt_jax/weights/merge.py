@@ -374,7 +374,7 @@ def _refuse_richer(
         if key.startswith(starts)
         and key not in known
         and key.rpartition(sign)[2] not in _UNUSED
-        and jax.numpy.issubdtype(source.like(key).dtype, np.floating)
+        and _is_floating(source, key)
     )
     if unread:
         raise UserError(
@@ -410,13 +410,18 @@ def _refuse_deeper(
         if key.startswith(prefix)
         and key not in known
         and _without_numbers(key.removeprefix(prefix)) in numbered
-        and jax.numpy.issubdtype(source.like(key).dtype, np.floating)
+        and _is_floating(source, key)
     )
     if more:
         raise UserError(
             f"{origin}: weights of a deeper network than {name!r}, which has no layers for {len(more)} arrays of the "
             f"file{_examples(more)}; expected weights of its own depth"
         )
+
+
+def _is_floating(source: Weights, key: str) -> bool:
+    """Return whether an array of a file holds floating-point numbers: others are counts, no parameters."""
+    return bool(jax.numpy.issubdtype(source.like(key).dtype, np.floating))
 
 
 def _without_numbers(key: str) -> str:
